@@ -1,0 +1,57 @@
+"""The package's own errors: every refusal names the argument, what was expected and what came."""
+
+from __future__ import annotations
+
+import math
+
+
+class BayesKernelError(Exception):
+    """Base of all errors raised on purpose by bayeskernel."""
+
+
+class InputError(BayesKernelError, ValueError):
+    """An argument cannot be used.
+
+    Parameters
+    ----------
+    argument
+        Name of the offending argument as the caller wrote it.
+    expected, got
+        What would have been accepted, and what was passed.
+    """
+
+    def __init__(self, argument: str, expected: str, got: object) -> None:
+        self.argument, self.expected, self.got = argument, expected, got
+        super().__init__(f"{argument}: expected {expected}, got {got}")
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, object]]:
+        return type(self), (self.argument, self.expected, self.got)
+
+
+def positive(argument: str, value: object) -> float:
+    """Return ``value`` as a float if it is a finite positive number, else refuse it."""
+    if isinstance(value, bool) or not _is_real(value):
+        raise InputError(argument, "a positive number", repr(value))
+    number = float(value)  # type: ignore[arg-type]
+    if not (math.isfinite(number) and number > 0):
+        raise InputError(argument, "a finite number > 0", repr(value))
+    return number
+
+
+def positive_integer(argument: str, value: object, minimum: int = 1) -> int:
+    """Return ``value`` as an int if it is a whole number >= ``minimum``, else refuse it."""
+    whole = _is_real(value) and not isinstance(value, bool) and float(value).is_integer()  # type: ignore[arg-type]
+    if not whole or int(value) < minimum:  # type: ignore[call-overload]
+        raise InputError(argument, f"an integer >= {minimum}", repr(value))
+    return int(value)  # type: ignore[call-overload, no-any-return]
+
+
+def _is_real(value: object) -> bool:
+    # NumPy and JAX scalars convert; strings do too, but a string is never meant as a number here.
+    if isinstance(value, (str, bytes)) or getattr(value, "ndim", 0) != 0:
+        return False
+    try:
+        float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return True

@@ -1,0 +1,121 @@
+r"""How far does the kernel of a network of finite width stray from the mean-field kernel?
+
+For linear networks the kernel has an exact density at any width N >= r (docs/theory, section 2C)::
+
+    -log p(Q) = N F(Q) + A(Q),     A = (r + 1)/2 ln det Q + 1/2 sum_o ln det S_o
+
+(in standard scaling the data energy sits in A instead of F). Expanding around the minimum of F with
+Q = L (1 + u) L^T and H the Hessian in u gives, to leading order in 1/N (derived here),
+
+    cov C = J H^-1 J^T / N
+    <C> - C* = [J du + 1/2 C'' : H^-1] / N,     du = -H^-1 grad (A + 1/2 ln det H)
+
+with J = dC/du. Contractions with H^-1 = sum_m w_m w_m^T are sums over second derivatives along w_m.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+from numpy.typing import NDArray
+
+from bayeskernel.errors import BayesKernelError
+from bayeskernel.meanfield.free_energy import (
+    LinearProblem,
+    data_energy,
+    output_log_determinant,
+    to_kernel,
+    whitened_free_energy,
+)
+from bayeskernel.meanfield.gaussian import dense_hessian, symmetric_basis
+
+Floats = NDArray[np.float64]
+
+# The Hessian is dense in r (r + 1) / 2 coordinates: r = 64 needs about a minute and 200 MB.
+MOST_COORDINATES = 64 * 65 // 2
+
+
+class FluctuationError(BayesKernelError):
+    """Fluctuations around this solution are not available; the message says why."""
+
+
+class Fluctuations(NamedTuple):
+    """Leading finite-width behaviour of the kernel, shape (T, P, T, P) each.
+
+    Attributes
+    ----------
+    std
+        sqrt(N) times the posterior standard deviation of each entry.
+    shift
+        N times the difference between posterior mean and mean-field kernel.
+    """
+
+    std: Floats
+    shift: Floats
+
+
+def gaussian_fluctuations(Q: Floats, problem: LinearProblem) -> Fluctuations:
+    """Expand around a minimum Q (r, r) of the linear free energy; 64-bit JAX must be enabled."""
+    size = Q.shape[0]
+    if size * (size + 1) // 2 > MOST_COORDINATES:
+        raise FluctuationError(f"fluctuations need a kernel of rank <= 64, this one has rank {size}")
+    factor = jnp.linalg.cholesky(jnp.asarray(Q))
+    basis = jnp.asarray(symmetric_basis(size))
+    hessian = np.asarray(dense_hessian(factor, basis, problem))
+    if np.linalg.eigvalsh(hessian)[0] <= 0:
+        raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
+    std, shift = _expand(factor, jnp.asarray(hessian), basis, problem)
+    shape = np.shape(problem.map_.input)
+    return Fluctuations(np.asarray(std).reshape(shape), np.asarray(shift).reshape(shape))
+
+
+@jax.jit
+def _expand(
+    factor: jax.Array, hessian: jax.Array, basis: jax.Array, problem: LinearProblem
+) -> tuple[jax.Array, jax.Array]:
+    origin = jnp.zeros_like(factor)
+    root = jnp.linalg.cholesky(hessian)
+    # Rows of w: symmetric matrices with sum_m w_m w_m^T = H^-1.
+    w = jnp.einsum("mn,mij->nij", solve_triangular(root, jnp.eye(len(root)), lower=True).T, basis)
+
+    def whitened(u: jax.Array) -> jax.Array:
+        return factor @ (jnp.eye(len(factor)) + (u + u.T) / 2) @ factor.T
+
+    def kernel(u: jax.Array) -> jax.Array:
+        return to_kernel(whitened(u), problem).ravel()
+
+    def energy(u: jax.Array) -> jax.Array:
+        return whitened_free_energy(whitened(u), problem)
+
+    def correction(u: jax.Array) -> jax.Array:
+        log_det = 2 * jnp.sum(jnp.log(jnp.diag(jnp.linalg.cholesky(whitened(u)))))
+        C = to_kernel(whitened(u), problem)
+        lazy = (1 - problem.data_weight) * data_energy(C, problem)
+        return (len(factor) + 1) / 2 * log_det + output_log_determinant(C, problem) + lazy
+
+    def along(direction: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """First and second derivative of C, gradient of the second derivative of F, along w_m."""
+
+        def slope(u: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return jax.jvp(kernel, (u,), (direction,))[1], jax.jvp(energy, (u,), (direction,))[1]
+
+        def curvature(u: jax.Array) -> jax.Array:
+            return jax.jvp(lambda v: slope(v)[1], (u,), (direction,))[1]
+
+        first, second = jax.jvp(lambda v: slope(v)[0], (origin,), (direction,))
+        return first, second, jax.grad(curvature)(origin)
+
+    def add(total: tuple[jax.Array, ...], direction: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+        first, second, third = along(direction)
+        return (total[0] + first**2, total[1] + second, total[2] + third), None
+
+    zero = jnp.zeros_like(kernel(origin))
+    (variance, bend, log_det_slope), _ = jax.lax.scan(add, (zero, zero, origin), w)
+    force = jax.grad(correction)(origin) + log_det_slope / 2
+    du = -jnp.einsum("nij,n->ij", w, jnp.einsum("nij,ij->n", w, force))
+    drift = jax.jvp(kernel, (origin,), (du,))[1]
+    return jnp.sqrt(variance), drift + bend / 2

@@ -1,0 +1,90 @@
+r"""What does the theory predict at unsupervised steps and for new patterns?
+
+At leading order f*[t,a] = sv^2 (M_V o C)[*, supervised] a with a_o = S_o^-1 y_o. New patterns enter as
+extra sites that data do not act on, so given h at the training sites their pre-activations are Gaussian
+under the joint K; for a linear network the extended kernel follows step by step from
+
+    C[*, .] = R C,     C[*, *] = K[*, *] + R (C - K) R^T,     R = K[*, .] K^+.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from bayeskernel.kernels import preactivation_kernel
+from bayeskernel.meanfield.free_energy import LinearProblem, dual_targets, root_of_kernel
+
+Floats = NDArray[np.float64]
+
+
+class Prediction(NamedTuple):
+    """The theory's answer for patterns it was not trained on.
+
+    Attributes
+    ----------
+    mean
+        Network output at leading order in N, shape (T, P*, O).
+    kernel
+        Kernel among the new patterns, shape (T, P*, T, P*).
+    cross_kernel
+        Kernel between new and training patterns, shape (T, P*, T, P).
+    """
+
+    mean: Floats
+    kernel: Floats
+    cross_kernel: Floats
+
+
+def training_output(kernel: Floats, problem: LinearProblem) -> Floats:
+    """Outputs at all steps of the training patterns, shape (T, P, O)."""
+    return _readout(kernel, np.asarray(dual_targets(jnp.asarray(kernel), problem)), problem)
+
+
+def predict_linear(
+    kernel: Floats, problem: LinearProblem, cross_input: Floats, new_input: Floats
+) -> Prediction:
+    """Extend a linear network's kernel to new patterns.
+
+    Parameters
+    ----------
+    kernel
+        C at the training sites, shape (T, P, T, P).
+    problem
+        The training problem.
+    cross_input, new_input
+        M_U o su^2 X* X^T / D of new with training patterns (T, P*, T, P), and among new patterns
+        (T, P*, T, P*).
+    """
+    steps, patterns = kernel.shape[:2]
+    size = steps * patterns
+    root = root_of_kernel(jnp.asarray(kernel), problem)
+    inverse = np.asarray(root.inverse)  # Y: K^+ = Y^T Y
+    C = kernel.reshape(size, size)
+    K = np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.map_)).reshape(size, size)
+    excess = inverse @ (C - K) @ inverse.T
+    recurrent = np.asarray(problem.map_.recurrent)[:, 0, :, 0]
+    cross, new = np.zeros_like(cross_input), np.zeros_like(new_input)
+    loadings = np.zeros((steps, new_input.shape[1], inverse.shape[0]))  # K[*, .] Y^T
+    for t in range(steps):
+        cross_row, new_rows = cross_input[t].copy(), new_input[t, :, : t + 1].copy()
+        if t:
+            cross_row[:, 1:] += recurrent[t, 1:, None] * cross[t - 1][:, :-1]
+            new_rows[:, 1:] += recurrent[t, 1 : t + 1, None] * new[t - 1][:, :t]
+        loadings[t] = cross_row.reshape(-1, size) @ inverse.T
+        cross[t] = (loadings[t] @ inverse @ C).reshape(cross[t].shape)
+        for s in range(t + 1):
+            block = new_rows[:, s] + loadings[t] @ excess @ loadings[s].T
+            new[t, :, s], new[s, :, t] = block, block.T
+    dual = np.asarray(dual_targets(jnp.asarray(kernel), problem))
+    return Prediction(_readout(cross, dual, problem), new, cross)
+
+
+def _readout(cross: Floats, dual: Floats, problem: LinearProblem) -> Floats:
+    """sv^2 (M_V o C)[*, supervised] a for C of shape (T, P*, T, P)."""
+    weighted = np.asarray(problem.map_.readout * cross)
+    flat = weighted.reshape(*weighted.shape[:2], -1)[..., problem.data.sites]
+    return np.asarray(flat @ dual)

@@ -1,0 +1,335 @@
+"""What is learned: input sequences, targets, and which targets are supervised.
+
+Arrays are ordered (step, pattern, feature): T steps, P patterns, D input features, O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import jax
+import numpy as np
+import scipy.linalg
+from numpy.typing import ArrayLike, NDArray
+from sklearn.datasets import load_digits
+from statsmodels.datasets import sunspots as sunspot_numbers
+
+from bayeskernel.errors import InputError, positive, positive_integer
+
+Floats: TypeAlias = NDArray[np.float64]
+Supervised: TypeAlias = Literal["all"] | Sequence[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Input sequences with targets at the supervised steps.
+
+    Parameters
+    ----------
+    inputs
+        Shape (T, P, D), finite.
+    targets
+        Shape (T, P, O), or (T, P) for one output. NaN marks an unsupervised entry; at least one
+        entry must be supervised. Whole numbers are taken as the values to regress on.
+    name
+        Shown in reports.
+
+    Notes
+    -----
+    Duplicate patterns are allowed: their units are then equal, the kernel is singular, and theory
+    and samplers work on its range.
+
+    Raises
+    ------
+    InputError
+        For a wrong number of dimensions, shapes that do not match, inputs that are not finite,
+        infinite targets, booleans or complex numbers, or no supervised entry.
+    """
+
+    inputs: Floats
+    targets: Floats
+    name: str = "task"
+
+    def __post_init__(self) -> None:
+        inputs = _real_array("inputs", self.inputs, (3,), "(T, P, D)")
+        targets = _real_array("targets", self.targets, (2, 3), "(T, P) or (T, P, O)")
+        if targets.ndim == 2:
+            targets = targets[..., None]
+        if targets.shape[:2] != inputs.shape[:2]:
+            raise InputError(
+                "targets",
+                f"leading shape (T, P) = {inputs.shape[:2]} as in inputs",
+                f"shape {np.shape(self.targets)}",
+            )
+        if 0 in inputs.shape or 0 in targets.shape:
+            raise InputError(
+                "inputs, targets", "no empty axis", f"{inputs.shape}, {targets.shape}"
+            )
+        if not np.all(np.isfinite(inputs)):
+            raise InputError("inputs", "finite numbers", _first_bad("inputs", inputs))
+        if np.any(np.isinf(targets)):
+            raise InputError("targets", "finite numbers or NaN (= unsupervised)", "an infinity")
+        if np.all(np.isnan(targets)):
+            raise InputError("targets", "at least one supervised (non-NaN) entry", "only NaN")
+        for name, array in (("inputs", inputs), ("targets", targets)):
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(T, P, D, O): steps, patterns, input features, outputs."""
+        return (*self.inputs.shape, self.targets.shape[2])  # type: ignore[return-value]
+
+    @property
+    def supervised(self) -> NDArray[np.bool_]:
+        """True where a target is given, shape (T, P, O)."""
+        return ~np.isnan(self.targets)
+
+    def scaled(self, signal: float) -> Task:
+        """Return the same task with all targets multiplied by ``signal`` (0 gives the prior)."""
+        if signal == 0:
+            return Task(self.inputs, 0.0 * self.targets, self.name)
+        return Task(self.inputs, positive("signal", signal) * self.targets, self.name)
+
+
+def endpoint(
+    patterns: ArrayLike, labels: ArrayLike, steps: int, *, name: str = "endpoint"
+) -> Task:
+    """Input at step 1, target at the last step, nothing between: a deep network's usual task.
+
+    Parameters
+    ----------
+    patterns
+        Shape (P, D).
+    labels
+        Shape (P,) or (P, O).
+    steps
+        T.
+    """
+    inputs = _real_array("patterns", patterns, (2,), "(P, D)")
+    values = _real_array("labels", labels, (1, 2), "(P,) or (P, O)")
+    steps = positive_integer("steps", steps)
+    if values.shape[0] != inputs.shape[0]:
+        raise InputError(
+            "labels", f"{inputs.shape[0]} rows, one per pattern", f"shape {values.shape}"
+        )
+    return Task(_first_step_only(inputs, steps), _last_step_only(values, steps), name)
+
+
+def digits(
+    classes: tuple[int, int] = (0, 1),
+    patterns_per_class: int = 2,
+    steps: int = 4,
+    *,
+    start: int = 0,
+) -> Task:
+    """Two classes of handwritten digits, read top to bottom; the answer is due at the last step.
+
+    8 x 8 images of the UCI handwritten digits shipped with scikit-learn. Step t sees the t-th group
+    of 8 / T rows; the target is +1 for the first class and -1 for the second. The mean image of both
+    classes is subtracted and pixels are scaled to unit mean square over all images of both classes,
+    so that |x|^2 / D is about one on average.
+
+    Parameters
+    ----------
+    classes
+        The two digits to tell apart.
+    patterns_per_class
+        P / 2.
+    steps
+        T: 1, 2, 4 or 8.
+    start
+        Skip that many images of each class; use it to get held-out patterns.
+    """
+    steps = positive_integer("steps", steps)
+    count = positive_integer("patterns_per_class", patterns_per_class)
+    start = positive_integer("start", start, minimum=0)
+    if 8 % steps:
+        raise InputError("steps", "1, 2, 4 or 8, so that every step sees equally many rows", steps)
+    if len(set(classes)) != 2 or not set(classes) <= set(range(10)):
+        raise InputError("classes", "two different digits 0..9", repr(classes))
+    images, labels = load_digits(return_X_y=True)
+    available = min(int(np.sum(labels == digit)) for digit in classes)
+    if start + count > available:
+        raise InputError("start + patterns_per_class", f"at most {available}", start + count)
+    both = images[np.isin(labels, classes)]
+    centre = both.mean(axis=0)
+    scale = np.sqrt(np.mean((both - centre) ** 2))
+    chosen = np.concatenate([images[labels == digit][start : start + count] for digit in classes])
+    rows = ((chosen - centre) / scale).reshape(2 * count, steps, -1)
+    targets = _last_step_only(np.repeat([1.0, -1.0], count), steps)
+    return Task(rows.swapaxes(0, 1), targets, f"digits {classes[0]} against {classes[1]}")
+
+
+def sunspots(
+    patterns: int = 4,
+    steps: int = 6,
+    *,
+    lags: int = 8,
+    stride: int = 7,
+    first_year: int = 1700,
+    supervised: Supervised | None = None,
+) -> Task:
+    """Forecast the yearly sunspot number from a window of the past, some horizons held out.
+
+    Yearly mean sunspot numbers 1700 to 2008 as shipped with statsmodels, centred and scaled to unit
+    variance over the whole series. Pattern a starts ``a * stride`` years after ``first_year``. Its
+    input, at step 1 only, is ``lags`` consecutive years; the target at step t is the t-th year after.
+
+    Parameters
+    ----------
+    patterns, steps, lags
+        P, T, D.
+    stride
+        Years between the starts of consecutive patterns.
+    first_year
+        First year of the first window.
+    supervised
+        Supervised steps (counted from 1) or "all". Default: every other step, beginning with the
+        first, so that the steps between are left to be interpolated.
+    """
+    patterns, steps = positive_integer("patterns", patterns), positive_integer("steps", steps)
+    lags, stride = positive_integer("lags", lags), positive_integer("stride", stride)
+    data = sunspot_numbers.load_pandas().data
+    years, counts = data["YEAR"].to_numpy(), data["SUNACTIVITY"].to_numpy(dtype=np.float64)
+    series = (counts - counts.mean()) / counts.std()
+    offset = positive_integer("first_year", first_year) - int(years[0])
+    last = offset + (patterns - 1) * stride + lags + steps
+    if offset < 0 or last > series.size:
+        raise InputError(
+            "first_year, patterns, stride, lags, steps",
+            f"windows within {int(years[0])} to {int(years[-1])}",
+            f"{first_year} to {first_year + last - offset - 1}",
+        )
+    starts = offset + stride * np.arange(patterns)
+    windows = np.stack([series[s : s + lags] for s in starts])
+    futures = np.stack([series[s + lags : s + lags + steps] for s in starts], axis=1)
+    return Task(
+        _first_step_only(windows, steps), _keep_steps(futures[..., None], supervised), "sunspots"
+    )
+
+
+def sine(
+    patterns: int = 2,
+    steps: int = 6,
+    *,
+    period: float = 12.0,
+    amplitude: float = 1.0,
+    supervised: Supervised | None = None,
+) -> Task:
+    """Continue a sine wave from its phase: the smallest task that needs a memory.
+
+    Pattern a has the phase p_a = pi a / P. Input at step 1 only: sqrt(2) (cos p_a, sin p_a). Target
+    at step t: amplitude * sin(p_a + 2 pi (t - 1) / period).
+
+    Parameters
+    ----------
+    patterns, steps
+        P, T. More than two patterns are linearly dependent (D = 2).
+    period
+        Steps per cycle.
+    amplitude
+        Size of the targets.
+    supervised
+        Supervised steps (counted from 1) or "all"; default every other step from the first.
+    """
+    patterns, steps = positive_integer("patterns", patterns), positive_integer("steps", steps)
+    phases = np.pi * np.arange(patterns) / patterns
+    angles = phases + 2 * np.pi * np.arange(steps)[:, None] / positive("period", period)
+    waves = positive("amplitude", amplitude) * np.sin(angles)
+    inputs = np.sqrt(2) * np.stack([np.cos(phases), np.sin(phases)], axis=1)
+    return Task(_first_step_only(inputs, steps), _keep_steps(waves[..., None], supervised), "sine")
+
+
+def linear_teacher(
+    rng_key: jax.Array,
+    patterns: int = 4,
+    steps: int = 6,
+    *,
+    input_dim: int = 8,
+    angle: float = 0.5,
+    supervised: Supervised | None = None,
+) -> Task:
+    """Targets made by a linear dynamical system: inputs rotate step by step, a fixed vector reads.
+
+    Input x_a ~ N(0, 1)^D at step 1 only; target at step t is w . R^(t-1) x_a / sqrt(D) with
+    w ~ N(0, 1)^D and a random rotation R = exp(A), A antisymmetric with root-mean-square angle
+    ``angle`` per step.
+
+    Parameters
+    ----------
+    rng_key
+        JAX key that fixes inputs, rotation and reading vector.
+    patterns, steps, input_dim
+        P, T, D.
+    angle
+        How fast the teacher's state turns, in radians per step.
+    supervised
+        Supervised steps (counted from 1) or "all"; default every other step from the first.
+    """
+    patterns, steps = positive_integer("patterns", patterns), positive_integer("steps", steps)
+    input_dim = positive_integer("input_dim", input_dim, minimum=2)
+    key_inputs, key_rotation, key_reader = jax.random.split(rng_key, 3)
+
+    def normal(key: jax.Array, shape: tuple[int, ...]) -> Floats:
+        return np.asarray(jax.random.normal(key, shape), np.float64)
+
+    generator = normal(key_rotation, (input_dim, input_dim))
+    generator = generator - generator.T
+    # An antisymmetric matrix of rank D turns D/2 planes; its Frobenius norm is sqrt(2 sum angle^2).
+    generator *= positive("angle", angle) * np.sqrt(input_dim) / np.linalg.norm(generator)
+    rotation = scipy.linalg.expm(generator)
+    inputs = normal(key_inputs, (patterns, input_dim))
+    states = [inputs]
+    for _ in range(steps - 1):
+        states.append(states[-1] @ rotation.T)
+    targets = np.stack(states) @ normal(key_reader, (input_dim,)) / np.sqrt(input_dim)
+    return Task(
+        _first_step_only(inputs, steps), _keep_steps(targets[..., None], supervised), "teacher"
+    )
+
+
+def _real_array(argument: str, value: ArrayLike, ndims: tuple[int, ...], shape: str) -> Floats:
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "iuf":
+            raise TypeError
+    except (TypeError, ValueError):
+        got = getattr(value, "dtype", type(value).__name__)
+        raise InputError(argument, f"real numbers of shape {shape}", str(got)) from None
+    if array.ndim not in ndims:
+        raise InputError(argument, f"shape {shape}", f"shape {array.shape}")
+    return np.array(array, np.float64)
+
+
+def _first_bad(argument: str, array: Floats) -> str:
+    where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+    return f"{array[where]} at {argument}{list(where)}"
+
+
+def _first_step_only(inputs: Floats, steps: int) -> Floats:
+    out = np.zeros((steps, *inputs.shape))
+    out[0] = inputs
+    return out
+
+
+def _last_step_only(values: Floats, steps: int) -> Floats:
+    out = np.full((steps, *values.shape), np.nan)
+    out[-1] = values
+    return out
+
+
+def _keep_steps(targets: Floats, supervised: Supervised | None) -> Floats:
+    steps = len(targets)
+    if isinstance(supervised, str) and supervised == "all":
+        return targets
+    chosen = range(1, steps + 1, 2) if supervised is None else supervised
+    allowed = set(range(1, steps + 1))
+    if isinstance(chosen, str) or not set(chosen) or not set(chosen) <= allowed:
+        raise InputError("supervised", f"'all' or a non-empty list of steps 1..{steps}", supervised)
+    out = np.full_like(targets, np.nan)
+    index = [step - 1 for step in sorted(set(chosen))]
+    out[index] = targets[index]
+    return out
