@@ -1,0 +1,31 @@
+"""Representational kernels of Bayesian RNNs and DNNs: posterior samples and mean-field theory."""
+
+from bayeskernel import tasks
+from bayeskernel.compare import Comparison, compare
+from bayeskernel.errors import BayesKernelError, InputError
+from bayeskernel.inference.run import predict, sample, sample_prior
+from bayeskernel.kernels import coherence
+from bayeskernel.meanfield.free_energy import free_energy
+from bayeskernel.meanfield.prior import prior_kernel
+from bayeskernel.meanfield.solve import MeanField, solve
+from bayeskernel.network import Network, Sharing
+from bayeskernel.tasks import Task
+
+__all__ = [
+    "BayesKernelError",
+    "Comparison",
+    "InputError",
+    "MeanField",
+    "Network",
+    "Sharing",
+    "Task",
+    "coherence",
+    "compare",
+    "free_energy",
+    "predict",
+    "prior_kernel",
+    "sample",
+    "sample_prior",
+    "solve",
+    "tasks",
+]

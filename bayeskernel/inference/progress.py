@@ -1,0 +1,42 @@
+"""Progress bars for people, silence for pipes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+from bayeskernel.inference.chains import Progress, Report
+
+
+@contextmanager
+def chain_bars(chains: int, total: int, show: bool) -> Iterator[Report | None]:
+    """Show one bar per chain: phase, draws, step size, divergences."""
+    console = Console(stderr=True)
+    if not (show and console.is_terminal):
+        yield None
+        return
+    columns = (
+        TextColumn("chain {task.fields[chain]} {task.description:8}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("step size {task.fields[step_size]:.3g}, {task.fields[divergences]} divergences"),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=console, transient=True) as bars:
+        start = {"step_size": 0.0, "divergences": 0}
+        tasks = [bars.add_task("compiles", total=total, chain=c + 1, **start) for c in range(chains)]
+
+        def report(p: Progress) -> None:
+            bars.update(
+                tasks[p.chain],
+                completed=p.done,
+                description="warm-up" if p.warming_up else "samples",
+                step_size=p.step_size,
+                divergences=p.divergences,
+            )
+
+        yield report

@@ -1,0 +1,138 @@
+"""What a run leaves behind: a DataTree in ArviZ's schema that explains itself."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+
+from bayeskernel.errors import InputError
+from bayeskernel.kernels import kernel_map
+from bayeskernel.network import Network
+from bayeskernel.tasks import Task
+
+SITES = ("step", "pattern", "other_step", "other_pattern")
+_DIMS: dict[str, tuple[str, ...]] = {
+    "kernel": SITES,
+    "preactivation_kernel": SITES,
+    "output": ("step", "pattern", "output_unit"),
+    "preactivation": ("step", "pattern", "unit"),
+    "recurrent_weights": ("recurrent_label", "unit", "source_unit"),
+    "input_weights": ("input_label", "unit", "feature"),
+    "readout_weights": ("readout_label", "output_unit", "unit"),
+}
+_STATS = ("lp", "energy", "n_steps", "acceptance_rate", "diverging", "step_size")
+_PACKAGES = ("bayeskernel", "jax", "numpyro", "arviz", "numpy", "xarray")
+
+
+def to_datatree(
+    draws: dict[str, np.ndarray],
+    group: str,
+    network: Network,
+    task: Task,
+    settings: dict[str, Any],
+) -> xr.DataTree:
+    """Arrange draws of shape (chain, draw, ...) as a DataTree.
+
+    Groups: ``group`` ("posterior" or "prior"), sample_stats if the draws have any, observed_data
+    (targets), constant_data (inputs, supervised). Steps are counted from 1, patterns, outputs and
+    units from 0.
+    """
+    draws = dict(draws)
+    stats = {name: draws.pop(name) for name in _STATS if name in draws}
+    draws["preactivation_kernel"] = _preactivation_kernel(draws["kernel"], network, task)
+    groups = {group: _dataset(draws)}
+    if stats:
+        stats["tree_depth"] = np.ceil(np.log2(stats["n_steps"] + 1)).astype(np.int64)
+        groups["sample_stats"] = xr.Dataset({k: (("chain", "draw"), v) for k, v in stats.items()})
+        groups["sample_stats"] = groups["sample_stats"].assign_coords(_counts(groups["sample_stats"]))
+    names = ("step", "pattern", "output_unit")
+    observed = xr.Dataset({"targets": (names, task.targets)})
+    constant = xr.Dataset(
+        {
+            "inputs": (("step", "pattern", "feature"), task.inputs),
+            "supervised": (names, task.supervised),
+        }
+    )
+    groups["observed_data"] = observed.assign_coords(_counts(observed))
+    groups["constant_data"] = constant.assign_coords(_counts(constant))
+    tree = xr.DataTree.from_dict(groups)
+    tree.attrs = {
+        "network": json.dumps(network.describe(), sort_keys=True),
+        "task": task.name,
+        "settings": json.dumps(settings, sort_keys=True),
+        **{f"{name}_version": version(name) for name in _PACKAGES},
+    }
+    return tree
+
+
+def dataset(draws: dict[str, np.ndarray]) -> xr.Dataset:
+    """Named dimensions and coordinates for arrays of shape (chain, draw, ...)."""
+    return _dataset(draws)
+
+
+def seed_data(rng_key: jax.Array) -> list[int]:
+    """Words of a JAX key, from which ``jax.random.wrap_key_data`` makes it again."""
+    words = jax.random.key_data(rng_key) if _is_typed(rng_key) else rng_key
+    return [int(word) for word in np.asarray(words).ravel()]
+
+
+def check_key(rng_key: object) -> jax.Array:
+    """Accept one JAX key, typed or raw."""
+    if isinstance(rng_key, jax.Array):
+        if _is_typed(rng_key) and rng_key.shape == ():
+            return rng_key
+        if rng_key.dtype == np.uint32 and rng_key.shape == (2,):
+            return rng_key
+    raise InputError("rng_key", "one JAX key, e.g. jax.random.key(0)", repr(rng_key))
+
+
+def check_same_run(draws: xr.DataTree, network: Network, task: Task) -> None:
+    """Refuse draws that belong to another network or task."""
+    recorded = draws.attrs.get("network")
+    if recorded is None or "observed_data" not in draws:
+        raise InputError("draws", "a DataTree from bayeskernel.sample", "one without its records")
+    expected = network.describe()
+    differing = {k: v for k, v in json.loads(str(recorded)).items() if _plain(expected.get(k)) != v}
+    if differing:
+        wanted = {name: expected.get(name) for name in differing}
+        raise InputError("draws", f"a run of this network, with {wanted}", f"a run with {differing}")
+    for name, group, values in (
+        ("inputs", "constant_data", task.inputs),
+        ("targets", "observed_data", task.targets),
+    ):
+        if not np.array_equal(draws[group][name].to_numpy(), values, equal_nan=True):
+            raise InputError("draws", f"a run on this task's {name}", f"a run on other {name}")
+
+
+def _plain(value: object) -> object:
+    return json.loads(json.dumps(value))
+
+
+def _dataset(draws: dict[str, np.ndarray]) -> xr.Dataset:
+    data = xr.Dataset({k: (("chain", "draw", *_DIMS[k]), v) for k, v in draws.items()})
+    return data.assign_coords(_counts(data))
+
+
+def _counts(data: xr.Dataset) -> dict[str, np.ndarray]:
+    first = {"step": 1, "other_step": 1}
+    return {
+        str(dim): np.arange(size) + first.get(str(dim), 0) for dim, size in data.sizes.items()
+    }
+
+
+def _preactivation_kernel(kernel: np.ndarray, network: Network, task: Task) -> np.ndarray:
+    """K(C) of every draw, in the draws' own precision."""
+    map_ = kernel_map(network, task)
+    K = np.broadcast_to(np.asarray(map_.input, kernel.dtype), kernel.shape).copy()
+    scale = np.asarray(map_.recurrent, kernel.dtype)[1:, :, 1:, :]
+    K[..., 1:, :, 1:, :] += scale * kernel[..., :-1, :, :-1, :]
+    return K
+
+
+def _is_typed(rng_key: jax.Array) -> bool:
+    return bool(jax.dtypes.issubdtype(rng_key.dtype, jax.dtypes.prng_key))
