@@ -1,6 +1,6 @@
 """Representational kernels of Bayesian RNNs and DNNs: posterior samples and mean-field theory."""
 
-from bayeskernel import tasks
+from bayeskernel import plots, tasks
 from bayeskernel.compare import Comparison, compare
 from bayeskernel.errors import BayesKernelError, InputError
 from bayeskernel.inference.run import predict, sample, sample_prior
@@ -9,6 +9,7 @@ from bayeskernel.meanfield.free_energy import free_energy
 from bayeskernel.meanfield.prior import prior_kernel
 from bayeskernel.meanfield.solve import MeanField, solve
 from bayeskernel.network import Network, Sharing
+from bayeskernel.report import report
 from bayeskernel.tasks import Task
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "coherence",
     "compare",
     "free_energy",
+    "plots",
     "predict",
     "prior_kernel",
+    "report",
     "sample",
     "sample_prior",
     "solve",
