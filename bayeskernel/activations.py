@@ -42,6 +42,7 @@ class Activation:
     odd: bool
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply phi elementwise."""
         return self.function(x)
 
 

@@ -51,14 +51,20 @@ def _root() -> None:
 
 @app.command("compare")
 def compare_command(
-    task: Annotated[TaskName, typer.Option(help="What to learn; digits and sunspots are real data.")] = TaskName.digits,
-    patterns: Annotated[int, typer.Option(help="Number of patterns P; for digits an even number.")] = 4,
+    task: Annotated[
+        TaskName, typer.Option(help="What to learn; digits and sunspots are real data.")
+    ] = TaskName.digits,
+    patterns: Annotated[
+        int, typer.Option(help="Number of patterns P; for digits an even number.")
+    ] = 4,
     steps: Annotated[int, typer.Option(help="Number of steps T; for digits 1, 2, 4 or 8.")] = 4,
     width: Annotated[int, typer.Option(help="Units per step N.")] = 128,
     activation: Annotated[str, typer.Option(help="Activation; theory covers 'linear'.")] = "linear",
     sharing: Annotated[
         list[str] | None,
-        typer.Option(help="'tied' (RNN), 'untied' (DNN) or labels such as 0,0,1,1; repeat for several. Default: both."),
+        typer.Option(
+            help="'tied' (RNN), 'untied' (DNN) or labels such as 0,0,1,1; repeat for several. Default: both."
+        ),
     ] = None,
     signal: Annotated[float, typer.Option(help="Factor on the targets.")] = 2.0,
     noise: Annotated[float, typer.Option(help="kappa: observation noise times width.")] = 0.3,
@@ -66,7 +72,9 @@ def compare_command(
     warmup: Annotated[int, typer.Option(help="Adaptation draws per chain.")] = 200,
     chains: Annotated[int, typer.Option(help="Number of chains.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the sampler (and of the teacher task).")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for report.html and the draws.")] = Path("bayeskernel-results"),
+    out: Annotated[Path, typer.Option(help="Folder for report.html and the draws.")] = Path(
+        "bayeskernel-results"
+    ),
 ) -> None:
     """Sample and solve an RNN and a DNN on one task, and compare their kernels.
 
@@ -110,7 +118,9 @@ def main() -> None:
 def _task(name: TaskName, patterns: int, steps: int, seed: int) -> Task:
     if name is TaskName.digits:
         if patterns % 2:
-            raise InputError("--patterns", "an even number for digits, half for each class", patterns)
+            raise InputError(
+                "--patterns", "an even number for digits, half for each class", patterns
+            )
         return tasks.digits(patterns_per_class=patterns // 2, steps=steps)
     if name is TaskName.sunspots:
         return tasks.sunspots(patterns, steps)
@@ -137,7 +147,9 @@ def _solve(network: Network, task: Task) -> MeanField:
                 f"  solving: {stage} step {step}, residual {residual:.1e}"
             ),
         )
-    _err.print(f"  theory {theory.result}, residual {theory.residual:.0e}, {len(theory.branches)} branch(es)")
+    _err.print(
+        f"  theory {theory.result}, residual {theory.residual:.0e}, {len(theory.branches)} branch(es)"
+    )
     return theory
 
 

@@ -208,7 +208,8 @@ def _table(columns: dict[str, Floats]) -> pd.DataFrame:
     first, second = np.triu_indices(steps * patterns)
     sites = np.array([(t + 1, a) for t in range(steps) for a in range(patterns)])
     index = pd.MultiIndex.from_arrays(
-        [*sites[first].T, *sites[second].T], names=["step", "pattern", "other_step", "other_pattern"]
+        [*sites[first].T, *sites[second].T],
+        names=["step", "pattern", "other_step", "other_pattern"],
     )
     square = (steps * patterns, steps * patterns)
     data = {name: values.reshape(square)[first, second] for name, values in columns.items()}

@@ -43,7 +43,7 @@ def positive_integer(argument: str, value: object, minimum: int = 1) -> int:
     whole = _is_real(value) and not isinstance(value, bool) and float(value).is_integer()  # type: ignore[arg-type]
     if not whole or int(value) < minimum:  # type: ignore[call-overload]
         raise InputError(argument, f"an integer >= {minimum}", repr(value))
-    return int(value)  # type: ignore[call-overload, no-any-return]
+    return int(value)  # type: ignore[call-overload]
 
 
 def _is_real(value: object) -> bool:

@@ -48,7 +48,7 @@ class SignSymmetry:
         free, steps = self.generators.shape
         if free > _MOST_FREE_SIGNS:
             raise InputError("sharing", f"at most {_MOST_FREE_SIGNS} free signs", free)
-        powers = np.array(list(itertools.product((0, 1), repeat=free))).reshape(-1, free, 1)
+        powers = np.array(list(itertools.product((0, 1), repeat=free))).reshape(2**free, free, 1)
         return (
             np.prod(self.generators**powers, axis=1, dtype=np.int64).reshape(-1, steps),
             np.prod(self.output_signs**powers, axis=1, dtype=np.int64).reshape(-1, steps),
@@ -59,11 +59,11 @@ def sign_symmetry(network: Network, task: Task) -> SignSymmetry:
     """Find the allowed sign flips: the null space over GF(2) of the sharing constraints."""
     steps = task.shape[0]
     labels = network.labels(steps)
-    supervised = task.supervised.any(axis=(1, 2))
+    supervised = np.asarray(task.supervised.any(axis=(1, 2)))
     if not network.phi.odd:
         empty = np.ones((0, steps), np.int64)
         return SignSymmetry(empty, empty)
-    driven = np.any(task.inputs != 0, axis=(1, 2))
+    driven = np.asarray(np.any(task.inputs != 0, axis=(1, 2)))
     constraints = _constraints(labels, driven, supervised)
     # Fixing s_1 = +1 removes the flip of everything.
     first = np.eye(1, steps, dtype=np.int64)
@@ -114,7 +114,9 @@ def canonical(kernel: Floats, symmetry: SignSymmetry) -> Floats:
         return kernel
     signs, _ = symmetry.elements()
     same_pattern = np.einsum("tasa->ts", kernel)
-    return flip_kernel(kernel, signs[np.argmax(np.einsum("gt,ts,gs->g", signs, same_pattern, signs))])
+    return flip_kernel(
+        kernel, signs[np.argmax(np.einsum("gt,ts,gs->g", signs, same_pattern, signs))]
+    )
 
 
 def _depends_on_sign(kernel: Floats, generators: NDArray[np.int64]) -> bool:
@@ -138,14 +140,20 @@ def _constraints(
     return np.array(rows, np.int64).reshape(-1, steps) % 2
 
 
-def _agree(rows: list[NDArray[np.int64]], labels: list[int] | tuple[int, ...]) -> list[NDArray[np.int64]]:
+def _agree(
+    rows: list[NDArray[np.int64]], labels: list[int] | tuple[int, ...]
+) -> list[NDArray[np.int64]]:
     first: dict[int, NDArray[np.int64]] = {}
-    return [row + first[k] for row, k in zip(rows, labels, strict=True) if first.setdefault(k, row) is not row]
+    return [
+        row + first[k]
+        for row, k in zip(rows, labels, strict=True)
+        if first.setdefault(k, row) is not row
+    ]
 
 
 def _null_space_gf2(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
     rows, columns = matrix.shape
-    reduced, pivots = matrix.copy() % 2, []
+    reduced, pivots = matrix.copy() % 2, list[int]()
     for column in range(columns):
         rank = len(pivots)
         hits = np.flatnonzero(reduced[rank:, column]) + rank

@@ -80,7 +80,7 @@ def unshift(kernel: jax.Array) -> jax.Array:
 
 def preactivation_kernel(kernel: jax.Array, map_: KernelMap) -> jax.Array:
     """K(C), same shape as ``kernel``."""
-    return map_.recurrent * shift(kernel) + map_.input
+    return jnp.asarray(map_.recurrent * shift(kernel) + map_.input)
 
 
 class Supervision(NamedTuple):

@@ -71,16 +71,22 @@ def plot_comparison(comparisons: Comparison | Mapping[str, Comparison]) -> Figur
     limit = max(float(np.abs(c.theory.kernel).max()) for c in named.values())
     for row, (name, cmp) in zip(grid, named.items(), strict=True):
         head = f"{name}: " if name else ""
-        plot_kernel(cmp.kernel, row[0], limit=limit, title=f"{head}sampled, N = {cmp.theory.network.width}")
+        plot_kernel(
+            cmp.kernel, row[0], limit=limit, title=f"{head}sampled, N = {cmp.theory.network.width}"
+        )
         plot_kernel(cmp.theory.kernel, row[1], limit=limit, title=f"{head}theory")
-        plot_kernel(cmp.z, row[2], limit=cmp.threshold, title="difference in errors (z)", colours=_Z_COLOURS)
+        plot_kernel(
+            cmp.z, row[2], limit=cmp.threshold, title="difference in errors (z)", colours=_Z_COLOURS
+        )
         row[0].set_ylabel("step")
         _colour_bar(figure, row[1], limit, _KERNEL_COLOURS)
         _colour_bar(figure, row[2], cmp.threshold, _Z_COLOURS)
     return figure
 
 
-def plot_coherence(comparisons: Comparison | Mapping[str, Comparison], ax: Axes | None = None) -> Axes:
+def plot_coherence(
+    comparisons: Comparison | Mapping[str, Comparison], ax: Axes | None = None
+) -> Axes:
     """Correlation of each step with the last one: theory as lines, samples as points with error bars."""
     named = {"": comparisons} if isinstance(comparisons, Comparison) else dict(comparisons)
     axes = Figure(figsize=(5, 3.2), layout="constrained").add_subplot() if ax is None else ax

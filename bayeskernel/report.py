@@ -6,7 +6,7 @@ import html
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +69,9 @@ def _page(named: Mapping[str, Comparison]) -> str:
         f"<p>Task: {T} steps, {P} patterns, {D} input features, {O} outputs; "
         f"{int(task.supervised.sum())} of {task.supervised.size} targets supervised.</p>",
         "<h2>Kernels</h2><p>Rows and columns are sites (step, pattern), ordered by step.</p>",
-        _figure(plot_comparison(named), "Kernel heat maps: sampled, theory and z score per network"),
+        _figure(
+            plot_comparison(named), "Kernel heat maps: sampled, theory and z score per network"
+        ),
         "<h2>Coherence between steps</h2>",
         _figure(coherence, "Correlation of every step's representation with the last step's"),
         _coherence_table(named),
@@ -145,7 +147,7 @@ def _unpacked(value: object) -> object:
     return json.loads(text) if text.startswith("{") else text
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     def line(cells: tuple[str, ...], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 

@@ -64,9 +64,7 @@ class Task:
                 f"shape {np.shape(self.targets)}",
             )
         if 0 in inputs.shape or 0 in targets.shape:
-            raise InputError(
-                "inputs, targets", "no empty axis", f"{inputs.shape}, {targets.shape}"
-            )
+            raise InputError("inputs, targets", "no empty axis", f"{inputs.shape}, {targets.shape}")
         if not np.all(np.isfinite(inputs)):
             raise InputError("inputs", "finite numbers", _first_bad("inputs", inputs))
         if np.any(np.isinf(targets)):
@@ -80,7 +78,7 @@ class Task:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(T, P, D, O): steps, patterns, input features, outputs."""
-        return (*self.inputs.shape, self.targets.shape[2])  # type: ignore[return-value]
+        return (*self.inputs.shape, self.targets.shape[2])
 
     @property
     def supervised(self) -> NDArray[np.bool_]:
@@ -94,9 +92,7 @@ class Task:
         return Task(self.inputs, positive("signal", signal) * self.targets, self.name)
 
 
-def endpoint(
-    patterns: ArrayLike, labels: ArrayLike, steps: int, *, name: str = "endpoint"
-) -> Task:
+def endpoint(patterns: ArrayLike, labels: ArrayLike, steps: int, *, name: str = "endpoint") -> Task:
     """Input at step 1, target at the last step, nothing between: a deep network's usual task.
 
     Parameters

@@ -116,12 +116,14 @@ def run(
     report: Report | None = None,
 ) -> Draws:
     """Run one chain per key; arrays of shape (chain, draw, ...)."""
-    double = bool(jax.config.jax_enable_x64)
+    double = bool(jax.config.read("jax_enable_x64"))
 
     def one(chain: int) -> Draws:
         # Configuration contexts are per thread.
         with jax.enable_x64(double):
-            return _run_chain(sampler, data, rng_keys[chain], num_warmup, num_samples, chain, report)
+            return _run_chain(
+                sampler, data, rng_keys[chain], num_warmup, num_samples, chain, report
+            )
 
     # Compile here: threads that meet an uncompiled function would each compile it.
     jax.block_until_ready(sampler.advance(sampler.start(rng_keys[0], data), data, 0))

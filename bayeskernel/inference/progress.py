@@ -23,12 +23,16 @@ def chain_bars(chains: int, total: int, show: bool) -> Iterator[Report | None]:
         TextColumn("chain {task.fields[chain]} {task.description:8}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("step size {task.fields[step_size]:.3g}, {task.fields[divergences]} divergences"),
+        TextColumn(
+            "step size {task.fields[step_size]:.3g}, {task.fields[divergences]} divergences"
+        ),
         TimeRemainingColumn(),
     )
     with Bars(*columns, console=console, transient=True) as bars:
-        start = {"step_size": 0.0, "divergences": 0}
-        tasks = [bars.add_task("compiles", total=total, chain=c + 1, **start) for c in range(chains)]
+        tasks = [
+            bars.add_task("compiles", total=total, chain=c + 1, step_size=0.0, divergences=0)
+            for c in range(chains)
+        ]
 
         def report(p: Progress) -> None:
             bars.update(

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -49,7 +50,9 @@ def to_datatree(
     if stats:
         stats["tree_depth"] = np.ceil(np.log2(stats["n_steps"] + 1)).astype(np.int64)
         groups["sample_stats"] = xr.Dataset({k: (("chain", "draw"), v) for k, v in stats.items()})
-        groups["sample_stats"] = groups["sample_stats"].assign_coords(_counts(groups["sample_stats"]))
+        groups["sample_stats"] = groups["sample_stats"].assign_coords(
+            _counts(groups["sample_stats"])
+        )
     names = ("step", "pattern", "output_unit")
     observed = xr.Dataset({"targets": (names, task.targets)})
     constant = xr.Dataset(
@@ -100,7 +103,9 @@ def check_same_run(draws: xr.DataTree, network: Network, task: Task) -> None:
     differing = {k: v for k, v in json.loads(str(recorded)).items() if _plain(expected.get(k)) != v}
     if differing:
         wanted = {name: expected.get(name) for name in differing}
-        raise InputError("draws", f"a run of this network, with {wanted}", f"a run with {differing}")
+        raise InputError(
+            "draws", f"a run of this network, with {wanted}", f"a run with {differing}"
+        )
     for name, group, values in (
         ("inputs", "constant_data", task.inputs),
         ("targets", "observed_data", task.targets),
@@ -120,9 +125,7 @@ def _dataset(draws: dict[str, np.ndarray]) -> xr.Dataset:
 
 def _counts(data: xr.Dataset) -> dict[str, np.ndarray]:
     first = {"step": 1, "other_step": 1}
-    return {
-        str(dim): np.arange(size) + first.get(str(dim), 0) for dim, size in data.sizes.items()
-    }
+    return {str(dim): np.arange(size) + first.get(str(dim), 0) for dim, size in data.sizes.items()}
 
 
 def _preactivation_kernel(kernel: np.ndarray, network: Network, task: Task) -> np.ndarray:
@@ -135,4 +138,4 @@ def _preactivation_kernel(kernel: np.ndarray, network: Network, task: Task) -> n
 
 
 def _is_typed(rng_key: jax.Array) -> bool:
-    return bool(jax.dtypes.issubdtype(rng_key.dtype, jax.dtypes.prng_key))
+    return bool(jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key))

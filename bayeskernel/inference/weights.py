@@ -26,6 +26,7 @@ from bayeskernel.kernels import representational_kernel
 from bayeskernel.network import Network, StepLabels
 from bayeskernel.tasks import Task
 
+
 class Structure(NamedTuple):
     """What fixes shapes and code: hashable, one compilation each."""
 
@@ -99,7 +100,7 @@ def preactivations(z: dict[str, jax.Array], net: Structure, given: Data) -> jax.
     # Scales multiply activities, not weights: T P N products instead of N^2.
     recurrent_scale = given.scales[0] / np.sqrt(net.width)
     input_scale = given.scales[1] / np.sqrt(given.inputs.shape[2])
-    steps = []
+    steps: list[jax.Array] = []
     for t, x in enumerate(given.inputs):
         h = (input_scale * x) @ z["input"][net.labels.input[t]].T
         if t:

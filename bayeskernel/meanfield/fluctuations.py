@@ -43,6 +43,9 @@ class FluctuationError(BayesKernelError):
     """Fluctuations around this solution are not available; the message says why."""
 
 
+_Sums = tuple[jax.Array, jax.Array, jax.Array]
+
+
 class Fluctuations(NamedTuple):
     """Leading finite-width behaviour of the kernel, shape (T, P, T, P) each.
 
@@ -62,7 +65,9 @@ def gaussian_fluctuations(Q: Floats, problem: LinearProblem) -> Fluctuations:
     """Expand around a minimum Q (r, r) of the linear free energy; 64-bit JAX must be enabled."""
     size = Q.shape[0]
     if size * (size + 1) // 2 > MOST_COORDINATES:
-        raise FluctuationError(f"fluctuations need a kernel of rank <= 64, this one has rank {size}")
+        raise FluctuationError(
+            f"fluctuations need a kernel of rank <= 64, this one has rank {size}"
+        )
     factor = jnp.linalg.cholesky(jnp.asarray(Q))
     basis = jnp.asarray(symmetric_basis(size))
     hessian = np.asarray(dense_hessian(factor, basis, problem))
@@ -109,7 +114,7 @@ def _expand(
         first, second = jax.jvp(lambda v: slope(v)[0], (origin,), (direction,))
         return first, second, jax.grad(curvature)(origin)
 
-    def add(total: tuple[jax.Array, ...], direction: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+    def add(total: _Sums, direction: jax.Array) -> tuple[_Sums, None]:
         first, second, third = along(direction)
         return (total[0] + first**2, total[1] + second, total[2] + third), None
 

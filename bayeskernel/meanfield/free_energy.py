@@ -41,6 +41,10 @@ Floats = NDArray[np.float64]
 RANK_TOLERANCE = 1e-8
 
 
+_Root = tuple[jax.Array, jax.Array]
+_Rows = tuple[jax.Array, jax.Array, jax.Array]
+
+
 class LinearProblem(NamedTuple):
     """Everything F depends on, as arrays.
 
@@ -128,7 +132,7 @@ def causal_root(Q: jax.Array, problem: LinearProblem) -> CausalRoot:
     C[t,<=t] = A[t,<=t] Q A[<=t,<=t]^T makes K[t+1,.] known, which gives the next rows of A.
     """
 
-    def step(carry: tuple[jax.Array, ...], t: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+    def step(carry: _Rows, t: jax.Array) -> tuple[_Rows, None]:
         before, A, Y = carry
         A, Y = _append(A, Y, _preactivation_rows(before, t, problem.map_), t, problem)
         patterns = problem.innovations.shape[1]
@@ -148,7 +152,7 @@ def root_of_kernel(kernel: jax.Array, problem: LinearProblem) -> CausalRoot:
     steps, patterns = kernel.shape[:2]
     K = preactivation_kernel(kernel, problem.map_).reshape(steps, patterns, -1)
 
-    def step(root: tuple[jax.Array, jax.Array], t: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
+    def step(root: _Root, t: jax.Array) -> tuple[_Root, None]:
         return _append(*root, K[t], t, problem), None
 
     (A, Y), _ = jax.lax.scan(step, _empty(problem), jnp.arange(steps))

@@ -157,7 +157,7 @@ def all_branches(
             continue
         found.append(point)
         if point.curvature < -_FLAT:
-            factor = np.linalg.cholesky(point.Q)
+            factor = jnp.linalg.cholesky(jnp.asarray(point.Q))
             for sign in (0.5, -0.5):
                 queue.append(np.asarray(retract(factor, sign * point.direction)))
     # A converged branch always goes before one that is not, whatever its free energy.
@@ -233,7 +233,7 @@ def _truncated_newton(
         Hp: jax.Array
         r: jax.Array
         d: jax.Array
-        count: jax.Array
+        iteration: jax.Array
         done: jax.Array
 
     def body(s: State) -> State:
@@ -245,11 +245,11 @@ def _truncated_newton(
         r = s.r + alpha * Hd
         d = -r + jnp.sum(r**2) / rr * s.d
         done = outside | (jnp.linalg.norm(r) <= target)
-        return State(s.p + alpha * s.d, s.Hp + alpha * Hd, r, d, s.count + 1, done)
+        return State(s.p + alpha * s.d, s.Hp + alpha * Hd, r, d, s.iteration + 1, done)
 
     zero = jnp.zeros_like(gradient)
     start = State(zero, zero, gradient, -gradient, jnp.array(0), jnp.linalg.norm(gradient) == 0)
-    end = jax.lax.while_loop(lambda s: ~s.done & (s.count < most), body, start)
+    end = jax.lax.while_loop(lambda s: ~s.done & (s.iteration < most), body, start)
     return end.p, -jnp.sum(end.p * gradient) - jnp.sum(end.p * end.Hp) / 2
 
 

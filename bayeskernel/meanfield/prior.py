@@ -9,6 +9,7 @@ Closed forms: linear, erf (Williams 1997, "Computing with infinite networks"), r
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,12 +70,14 @@ def _quadrature(phi: Activation, variance: Floats, correlation: Floats) -> Float
     nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE_NODES)
     weights = weights / weights.sum()
     std = np.sqrt(variance)
-    first = np.asarray(phi(std[:, None] * nodes))  # (d, n): phi at the nodes of each site
+    first = np.asarray(
+        phi(jnp.asarray(std[:, None] * nodes))
+    )  # (d, n): phi at the nodes of each site
     average = np.empty_like(correlation)
     for i in range(len(std)):
         # h_j = std_j (rho h_i/std_i + sqrt(1 - rho^2) z): nodes (j, node of i, node of z)
         rho = correlation[i][:, None, None]
         second = rho * nodes[:, None] + np.sqrt(1 - rho**2) * nodes
-        inner = np.asarray(phi(std[:, None, None] * second)) @ weights
+        inner = np.asarray(phi(jnp.asarray(std[:, None, None] * second))) @ weights
         average[i] = inner @ (weights * first[i])
     return (average + average.T) / 2

@@ -29,7 +29,6 @@ from bayeskernel.meanfield.gaussian import (
     Status,
     all_branches,
     is_stable,
-    minimise,
 )
 from bayeskernel.meanfield.predict import Prediction, predict_linear, training_output
 from bayeskernel.network import Network
@@ -156,7 +155,8 @@ class MeanField:
         if (new.shape[0], new.shape[2]) != (steps, features):
             raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
         both = Task(
-            np.concatenate([self.task.inputs, new.inputs], axis=1), np.zeros((steps, patterns + new.shape[1]))
+            np.concatenate([self.task.inputs, new.inputs], axis=1),
+            np.zeros((steps, patterns + new.shape[1])),
         )
         with jax.enable_x64(True):
             drive = np.asarray(kernel_map(self.network, both).input)

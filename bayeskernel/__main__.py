@@ -1,0 +1,5 @@
+"""``python -m bayeskernel``."""
+
+from bayeskernel.cli import main
+
+main()

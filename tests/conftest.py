@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Workers and interpreters with the same jaxlib share compiled code; must be set before JAX starts.
+_CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import jax
+import numpy as np
+import pytest
+
+import bayeskernel as bk
+
+
+@pytest.fixture
+def table1_task() -> bk.Task:
+    """One pattern, D = 1, input at step 1, target 4.5 at step 3."""
+    return bk.tasks.endpoint([[1.0]], [4.5], steps=3)
+
+
+@pytest.fixture
+def general_task() -> bk.Task:
+    """Inputs at every step, two outputs, a supervision mask that differs between outputs."""
+    rng = np.random.default_rng(7)
+    targets = np.full((4, 2, 2), np.nan)
+    targets[3] = rng.normal(size=(2, 2))
+    targets[1, 0, 0] = 0.7
+    targets[2, 1, 1] = -0.4
+    return bk.Task(rng.normal(size=(4, 2, 3)), targets)
+
+
+@pytest.fixture
+def double() -> object:
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,294 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bayeskernel as bk
+from bayeskernel.errors import InputError
+from bayeskernel.kernels import kernel_map, output_covariances, preactivation_kernel, supervision
+from bayeskernel.meanfield import free_energy as fe
+from bayeskernel.meanfield.gaussian import Status, dense_hessian, minimise, retract, symmetric_basis
+
+from . import closed_forms
+
+SHARINGS = {
+    "tied": "tied",
+    "untied": "untied",
+    "blocks": [0, 0, 1, 1],
+    "mixed": bk.Sharing([0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1]),
+}
+
+
+def matrix(kernel):
+    return kernel.reshape(kernel.shape[0] * kernel.shape[1], -1)
+
+
+def test_table_1(table1_task):
+    """Reference values of docs/theory: kernels and fluctuations above the transition."""
+    theory = bk.solve(bk.Network(64, "linear", "tied", noise=0.5), table1_task)
+    C = matrix(theory.kernel)
+    assert np.diag(C) == pytest.approx([2.277, 5.813, 14.844], abs=6e-4)
+    assert np.abs(C[[0, 0, 1], [1, 2, 2]]) == pytest.approx([1.268, 1.260, 5.775], abs=6e-4)
+    assert np.diag(matrix(theory.kernel_std(1))) == pytest.approx([1.96, 5.68, 16.14], abs=6e-3)
+    assert theory.converged
+    assert theory.branches[0].stable
+    saddle = theory.branches[1]
+    assert not saddle.stable
+    assert matrix(saddle.kernel)[0, 1] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(("steps", "critical"), [(3, 2.9345), (4, 1.6853), (5, 1.2696)])
+def test_table_3(steps, critical):
+    """Coherence sets in at the critical signal; the untied gain there is (T-1)/(T-2)."""
+    network = bk.Network(64, "linear", "tied", noise=0.3)
+    y = closed_forms.first_lag_critical_signal(steps, 0.3)
+    assert y == pytest.approx(critical, abs=6e-5)
+    below, above = (
+        bk.solve(network, bk.tasks.endpoint([[1.0]], [factor * y], steps))
+        for factor in (0.98, 1.02)
+    )
+    assert np.abs(bk.coherence(below.kernel) - np.eye(steps)).max() < 1e-4
+    assert bk.coherence(above.kernel)[0, 1] > 0.05
+    gain = closed_forms.endpoint_gain(steps, y, 0.3)
+    assert gain[0] == pytest.approx((steps - 1) / (steps - 2))
+
+
+def test_first_order_transition_keeps_both_branches():
+    """T = 8: coherence exists below the point where the incoherent solution loses stability."""
+    y = 0.98 * closed_forms.first_lag_critical_signal(8, 0.3)
+    theory = bk.solve(bk.Network(64, "linear", noise=0.3), bk.tasks.endpoint([[1.0]], [y], 8))
+    best, other = theory.branches
+    assert best.stable
+    assert other.stable
+    assert best.free_energy < other.free_energy
+    assert bk.coherence(best.kernel)[0, 1] > 0.05
+    assert abs(bk.coherence(other.kernel)[0, 1]) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_untied_endpoint_gain_is_equal_at_every_step(steps):
+    scales = {"recurrent_std": 1.2, "input_std": 0.8, "readout_std": 1.5}
+    network = bk.Network(64, "linear", "untied", noise=0.4, **scales)
+    theory = bk.solve(network, bk.tasks.endpoint([[1.3]], [2.0], steps))
+    ratio = np.diag(matrix(theory.kernel)) / np.diag(matrix(theory.preactivation_kernel))
+    expected = closed_forms.endpoint_gain(steps, 2.0, 0.4, **scales, x2=1.3**2)
+    assert ratio == pytest.approx(np.full(steps, expected[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_free_energy_is_its_formula(sharing, general_task):
+    network = bk.Network(64, "linear", SHARINGS[sharing], noise=0.4, recurrent_std=1.1)
+    # Three features and four steps of inputs: K has full rank for two patterns.
+    theory = bk.solve(network, general_task)
+    with jax.enable_x64(True):
+        map_, data = kernel_map(network, general_task), supervision(general_task)
+        S = np.asarray(output_covariances(jnp.asarray(theory.kernel), map_, data))
+        K = np.asarray(preactivation_kernel(jnp.asarray(theory.kernel), map_))
+    expected = closed_forms.free_energy(matrix(theory.kernel), matrix(K), S, data.targets.T)
+    assert theory.free_energy == pytest.approx(expected, rel=1e-10)
+    assert bk.free_energy(network, general_task, theory.kernel) == pytest.approx(
+        expected, rel=1e-10
+    )
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_solution_satisfies_the_saddle_point_equations(sharing, general_task):
+    """C^-1 = K^-1 - Ct, with Ct from its own formula and plain inverses."""
+    network = bk.Network(64, "linear", SHARINGS[sharing], noise=0.4)
+    theory = bk.solve(network, general_task)
+    C, K, Ct = (matrix(k) for k in (theory.kernel, theory.preactivation_kernel, theory.conjugate))
+    assert np.linalg.inv(np.linalg.inv(K) - Ct) == pytest.approx(C, rel=1e-6, abs=1e-7)
+    # The conjugate kernel of step t carries M_W between steps t+1 and s+1, the steps that read C.
+    with jax.enable_x64(True):
+        map_, data = kernel_map(network, general_task), supervision(general_task)
+        S = np.asarray(output_covariances(jnp.asarray(theory.kernel), map_, data))
+    dual = np.zeros((8, 2))
+    dual[data.sites] = np.stack(
+        [np.linalg.solve(s, y) for s, y in zip(S, data.targets.T, strict=True)], 1
+    )
+    M_W, _, M_V = network.labels(4).masks()
+    B = (np.linalg.inv(K) @ C @ np.linalg.inv(K) - np.linalg.inv(K)).reshape(4, 2, 4, 2)
+    expected = (dual * data.mask.max() @ dual.T).reshape(4, 2, 4, 2) * M_V[:, None, :, None]
+    expected[:3, :, :3] += (M_W[:, None, :, None] * B)[1:, :, 1:]
+    assert theory.conjugate == pytest.approx(expected, rel=1e-6, abs=1e-7)
+
+
+def test_equal_and_distinct_labels_are_tied_and_untied(general_task):
+    def kernel(sharing):
+        return bk.solve(bk.Network(64, "linear", sharing), general_task).kernel
+
+    assert np.array_equal(kernel("tied"), kernel([4, 4, 4, 4]))
+    assert np.array_equal(kernel("untied"), kernel([3, 1, 0, 2]))
+
+
+def test_one_step_knows_no_sharing():
+    task = bk.Task(np.random.default_rng(0).normal(size=(1, 3, 5)), np.ones((1, 3)))
+    tied, untied = (bk.solve(bk.Network(64, "linear", s), task) for s in ("tied", "untied"))
+    assert np.array_equal(tied.kernel, untied.kernel)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_zero_signal_is_the_prior(sharing, general_task):
+    network = bk.Network(64, "linear", SHARINGS[sharing])
+    theory = bk.solve(network, general_task.scaled(0))
+    assert theory.kernel == pytest.approx(bk.prior_kernel(network, general_task), rel=1e-10)
+    assert theory.free_energy == pytest.approx(0, abs=1e-12)
+
+
+def test_standard_scaling_keeps_the_prior_and_predicts_like_a_gaussian_process(general_task):
+    network = bk.Network(64, "linear", "tied", noise=0.3, scaling="standard")
+    theory = bk.solve(network, general_task)
+    prior = bk.prior_kernel(network, general_task)
+    assert theory.kernel == pytest.approx(prior, rel=1e-10)
+    G = matrix(prior)
+    for o in range(2):
+        sites = np.flatnonzero(general_task.supervised[..., o])
+        y = general_task.targets[..., o].ravel()[sites]
+        mean = G[:, sites] @ np.linalg.solve(G[np.ix_(sites, sites)] + 0.3 * np.eye(len(sites)), y)
+        assert theory.output[..., o].ravel() == pytest.approx(mean, rel=1e-8)
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_permuting_patterns_permutes_kernels(sharing):
+    rng = np.random.default_rng(5)
+    inputs, targets = rng.normal(size=(4, 3, 5)), rng.normal(size=(4, 3))
+    order = np.array([2, 0, 1])
+    network = bk.Network(64, "linear", SHARINGS[sharing])
+    C = bk.solve(network, bk.Task(inputs, targets)).kernel
+    moved = bk.solve(network, bk.Task(inputs[:, order], targets[:, order])).kernel
+    assert moved == pytest.approx(C[:, order][:, :, :, order], rel=1e-5, abs=1e-6)
+
+
+def test_duplicate_patterns_share_their_kernel_and_their_evidence():
+    """Two copies with targets y and noise kappa act like one pattern with noise kappa / 2."""
+    x, network = np.array([[1.0, 0.5], [0.2, -1.0]]), bk.Network(64, "linear", noise=0.4)
+    twice = bk.tasks.endpoint(x[[0, 1, 0, 1]], [1.5, -1.0, 1.5, -1.0], 3)
+    once = bk.tasks.endpoint(x, [1.5, -1.0], 3)
+    copies = bk.solve(network, twice).kernel
+    single = bk.solve(bk.Network(64, "linear", noise=0.2), once).kernel
+    assert copies[:, :2][..., :2] == pytest.approx(single, rel=1e-5, abs=1e-6)
+    assert copies[:, :2][..., 2:] == pytest.approx(copies[:, :2][..., :2], rel=1e-7, abs=1e-9)
+
+
+def test_more_patterns_than_features():
+    task = bk.tasks.digits(patterns_per_class=12, steps=8)  # 24 patterns, 8 features a step
+    theory = bk.solve(bk.Network(512, "linear"), task)
+    assert theory.converged
+    assert np.linalg.matrix_rank(matrix(theory.kernel)[:24, :24], tol=1e-6) <= 8
+
+
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_whitening_and_back(sharing, general_task, double):
+    problem = fe.linear_problem(bk.Network(64, "linear", SHARINGS[sharing]), general_task)
+    root = np.random.default_rng(0).normal(size=(problem.size, 2 * problem.size))
+    Q = jnp.asarray(root @ root.T / (2 * problem.size))
+    C = fe.to_kernel(Q, problem)
+    assert np.asarray(fe.whiten(C, problem)) == pytest.approx(np.asarray(Q), rel=1e-9, abs=1e-9)
+    A = np.asarray(fe.causal_root(Q, problem).root)
+    K = np.asarray(preactivation_kernel(C, problem.map_))
+    assert pytest.approx(matrix(K), rel=1e-9, abs=1e-9) == A @ A.T
+
+
+def test_hessian_by_finite_differences(general_task, double):
+    problem = fe.linear_problem(bk.Network(64, "linear"), general_task)
+    rng = np.random.default_rng(1)
+    basis = symmetric_basis(problem.size)
+    factor = jnp.linalg.cholesky(jnp.asarray(np.cov(rng.normal(size=(problem.size, 50)))))
+    hessian = np.asarray(dense_hessian(factor, basis, problem))
+    xi = np.einsum("m,mij->ij", v := rng.normal(size=len(basis)), basis)
+
+    def F(step):
+        return float(fe.whitened_free_energy(retract(factor, step * xi), problem))
+
+    second = (F(1e-3) - 2 * F(0.0) + F(-1e-3)) / 1e-6
+    assert v @ hessian @ v == pytest.approx(second, rel=1e-5)
+
+
+def test_unfinished_descent_says_so(table1_task):
+    theory = bk.solve(bk.Network(64, "linear", noise=0.5), table1_task, max_steps=2)
+    assert not theory.converged
+    assert theory.result is Status.MAX_STEPS
+    assert theory.residual > 1e-7
+
+
+def test_rounding_floor_is_reported(table1_task, double):
+    problem = fe.linear_problem(bk.Network(64, "linear", noise=0.5), table1_task)
+    point = minimise(np.eye(3), problem, tolerance=1e-30, max_steps=50)
+    assert point.status is not Status.CONVERGED
+
+
+class TestPredict:
+    def test_training_patterns_are_reproduced(self, general_task):
+        theory = bk.solve(bk.Network(64, "linear", SHARINGS["mixed"]), general_task)
+        again = theory.predict(general_task.inputs)
+        assert again.mean == pytest.approx(theory.output, rel=1e-7, abs=1e-9)
+        assert again.kernel == pytest.approx(theory.kernel, rel=1e-7, abs=1e-9)
+
+    @pytest.mark.parametrize("sharing", SHARINGS)
+    def test_new_patterns_are_unsupervised_sites(self, sharing, general_task):
+        """Solving with the new patterns added, unsupervised, must give the same kernels."""
+        rng = np.random.default_rng(3)
+        new = rng.normal(size=(4, 2, 3))
+        network = bk.Network(64, "linear", SHARINGS[sharing])
+        prediction = bk.solve(network, general_task).predict(new)
+        unknown = np.full((4, 2, 2), np.nan)
+        joint = bk.solve(
+            network,
+            bk.Task(
+                np.concatenate([general_task.inputs, new], 1),
+                np.concatenate([general_task.targets, unknown], 1),
+            ),
+        )
+        assert prediction.kernel == pytest.approx(joint.kernel[:, 2:, :, 2:], rel=1e-4, abs=1e-5)
+        assert prediction.cross_kernel == pytest.approx(
+            joint.kernel[:, 2:, :, :2], rel=1e-4, abs=1e-5
+        )
+        assert prediction.mean == pytest.approx(joint.output[:, 2:], rel=1e-4, abs=1e-5)
+
+    @pytest.mark.parametrize("shape", [(4, 3), (3, 2, 3), (4, 2, 2)])
+    def test_wrong_shapes(self, shape, general_task):
+        theory = bk.solve(bk.Network(64, "linear"), general_task)
+        with pytest.raises(InputError, match="inputs: expected shape"):
+            theory.predict(np.ones(shape))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda task: bk.solve(bk.Network(8, "tanh"), task), "activation: expected 'linear'"),
+        (lambda task: bk.solve(bk.Network(8, "linear"), task, tolerance=0), "tolerance: expected"),
+        (
+            lambda task: bk.solve(bk.Network(8, "linear"), bk.Task(0 * task.inputs, task.targets)),
+            "inputs: expected at least one input",
+        ),
+        (
+            lambda task: bk.free_energy(bk.Network(8, "linear"), task, np.ones((3, 3))),
+            "kernel: expected shape",
+        ),
+        (
+            lambda task: bk.free_energy(bk.Network(8, "linear"), task, -np.ones((3, 1, 3, 1))),
+            "kernel: expected positive definiteness",
+        ),
+        (
+            lambda task: bk.solve(bk.Network(8, "linear", [0, 1]), task),
+            "sharing: expected 3 labels",
+        ),
+    ],
+)
+def test_bad_input_is_named(call, message, table1_task):
+    with pytest.raises(InputError) as caught:
+        call(table1_task)
+    assert message in str(caught.value)
+
+
+def test_sequence_task_is_interpolated_by_sharing_alone():
+    """Unsupervised steps: the RNN fills them in, the DNN predicts zero."""
+    task = bk.tasks.sine(2, 6, supervised=[1, 2, 4, 6])
+    truth = bk.tasks.sine(2, 6, supervised="all").targets
+    tied, untied = (
+        bk.solve(bk.Network(64, "linear", s, noise=0.01), task).output for s in ("tied", "untied")
+    )
+    held_out = [2, 4]
+    error = np.sqrt(np.mean((tied - truth)[held_out] ** 2))
+    assert error < 0.4 * np.sqrt(np.mean(truth[held_out] ** 2))
+    assert np.abs(untied[held_out]).max() < 1e-6

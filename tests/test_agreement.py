@@ -1,0 +1,96 @@
+"""Sampled weights against theory: the two share only the definitions of C and K.
+
+Theory says where the posterior mean lies at width N up to order 1/N^2: kernel + kernel_shift(N). What
+is left over is of relative order (shift / kernel), so the error bar is the Monte-Carlo error together
+with |shift|^2 / |kernel|. Five sigma, fixed seeds, after a gate on the effective sample size.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+import bayeskernel as bk
+from bayeskernel.meanfield.fluctuations import Fluctuations
+
+WIDTH = 64
+CASES = {
+    "below, tied": (bk.tasks.endpoint([[1.0]], [1.5], 3), "tied", 0.5),
+    "below, untied": (bk.tasks.endpoint([[1.0]], [1.5], 3), "untied", 0.5),
+    "above, tied": (bk.tasks.endpoint([[1.0]], [4.5], 3), "tied", 0.5),
+    "above, untied": (bk.tasks.endpoint([[1.0]], [4.5], 3), "untied", 0.5),
+    "digits, blocks": (bk.tasks.digits(patterns_per_class=1).scaled(2), [0, 0, 1, 1], 1.0),
+    "sequence, tied": (bk.tasks.sine(2, 3, supervised=[1, 3]).scaled(2), "tied", 1.0),
+}
+
+
+def corrected_z(cmp: bk.Comparison) -> np.ndarray:
+    shift, kernel = cmp.theory.kernel_shift(), cmp.theory.kernel
+    left_over = np.linalg.norm(shift) ** 2 / np.linalg.norm(kernel)
+    return (cmp.kernel - kernel - shift) / np.sqrt(cmp.mcse**2 + left_over**2)
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("case", CASES)
+def test_weights_agree_with_theory_at_finite_width(case):
+    task, sharing, noise = CASES[case]
+    network = bk.Network(WIDTH, "linear", sharing, noise=noise)
+    draws = bk.sample(
+        jax.random.key(11),
+        network,
+        task,
+        num_warmup=300,
+        num_samples=500,
+        num_chains=4,
+        progress=False,
+    )
+    theory = bk.solve(network, task)
+    cmp = bk.compare(draws, theory)
+    assert not draws["sample_stats"]["diverging"].any()
+    assert cmp.table["ess"].min() > 200
+    assert cmp.agrees, cmp.verdict
+    assert np.abs(corrected_z(cmp)).max() < 5
+    # Fluctuations: the sampled standard deviation of well-sampled diagonal entries.
+    kernels = draws["posterior"]["kernel"].to_numpy()
+    size = task.shape[0] * task.shape[1]
+    diagonal = np.einsum("cdii->cdi", kernels.reshape(*kernels.shape[:2], size, size))
+    expected = np.diag(theory.kernel_std().reshape(size, size))
+    assert diagonal.std(axis=(0, 1)) == pytest.approx(expected, rel=0.2)
+
+
+@pytest.mark.statistics
+def test_outputs_agree_with_theory():
+    task = bk.tasks.sine(2, 3, supervised=[1, 3])
+    network = bk.Network(WIDTH, "linear", "tied", noise=0.3)
+    draws = bk.sample(
+        jax.random.key(5),
+        network,
+        task,
+        num_warmup=300,
+        num_samples=500,
+        num_chains=4,
+        progress=False,
+    )
+    cmp = bk.compare(draws, bk.solve(network, task))
+    # Mean outputs move by O(1/N) as kernels do.
+    scale = np.abs(cmp.theory.output) * 2 / WIDTH + 0.5 / WIDTH
+    z = (cmp.output - cmp.theory.output) / np.sqrt(cmp.output_mcse**2 + scale**2)
+    assert np.abs(z).max() < 5
+
+
+def test_one_step_is_exactly_a_bayesian_linear_model():
+    """T = 1: Q is a scalar and every moment is an integral; the 1/N expansion must match it."""
+    width, y, noise = 200, 2.0, 0.5
+    network, task = bk.Network(width, "linear", noise=noise), bk.tasks.endpoint([[1.0]], [y], 1)
+    theory = bk.solve(network, task)
+    # p(C) for N units: Wishart in one dimension times the Gaussian evidence of y.
+    C = np.linspace(1e-3, 12, 400_001)
+    S = C + noise
+    log_p = -width / 2 * (C - np.log(C) + y**2 / S) - np.log(C) - np.log(S) / 2
+    p = np.exp(log_p - log_p.max())
+    p /= p.sum()
+    mean = (p * C).sum()
+    std = np.sqrt((p * (C - mean) ** 2).sum())
+    assert float(theory.kernel_std().squeeze()) == pytest.approx(std, rel=0.02)
+    shift = float(theory.kernel_shift().squeeze())
+    assert mean - float(theory.kernel.squeeze()) == pytest.approx(shift, rel=0.05)
+    assert isinstance(theory._fluctuations, Fluctuations)

@@ -1,0 +1,187 @@
+"""Comparison, plots, report and command line on one quick run."""
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+from matplotlib.axes import Axes
+
+import bayeskernel as bk
+from bayeskernel.errors import InputError
+from bayeskernel.gauge import flip_kernel
+from bayeskernel.inference.record import to_datatree
+
+NETWORK = bk.Network(256, "linear", noise=0.5)
+TASK = bk.tasks.endpoint([[1.0]], [4.5], 3)
+
+
+@pytest.fixture(scope="module")
+def theory():
+    return bk.solve(NETWORK, TASK)
+
+
+def fake_draws(theory, offset=0.0, count=500, flips=False):
+    """Independent draws around the theory with its own spread, without running a chain."""
+    rng = np.random.default_rng(0)
+    std = theory.kernel_std()
+    noise = rng.normal(size=(4, count, 3, 1, 3, 1)) * std
+    kernel = (
+        theory.kernel
+        + (1 + 0 * noise) * offset * std
+        + (noise + noise.transpose(0, 1, 4, 5, 2, 3)) / 2
+    )
+    if flips:
+        kernel[1] = flip_kernel(kernel[1], np.array([1, -1, 1]))
+    output = np.broadcast_to(theory.output, (4, count, 3, 1, 1)).copy()
+    stats = {"diverging": np.zeros((4, count), bool), "n_steps": np.ones((4, count), int)}
+    return to_datatree(
+        {"kernel": kernel, "output": output, **stats}, "posterior", NETWORK, TASK, {}
+    )
+
+
+def test_table_holds_what_was_computed(theory):
+    cmp = bk.compare(fake_draws(theory), theory)
+    assert list(cmp.table.columns) == [
+        "sampled",
+        "mcse",
+        "ess",
+        "theory",
+        "theory_std",
+        "finite_width",
+        "z",
+    ]
+    row = cmp.table.loc[(2, 0, 3, 0)]
+    assert row["theory"] == theory.kernel[1, 0, 2, 0]
+    assert row["finite_width"] == pytest.approx(abs(theory.kernel_shift()[1, 0, 2, 0]))
+    error = np.hypot(row["mcse"], row["finite_width"])
+    assert row["z"] == pytest.approx((row["sampled"] - row["theory"]) / error)
+    assert row["mcse"] == pytest.approx(row["theory_std"] / np.sqrt(2 * 2000), rel=0.1)
+    assert cmp.agrees
+    assert "agree" in cmp.verdict
+    assert cmp.cosine_alignment == pytest.approx(1, abs=1e-3)
+
+
+def test_a_difference_is_found(theory):
+    cmp = bk.compare(fake_draws(theory, offset=0.5), theory)
+    assert not cmp.agrees
+    assert "DISAGREE" in cmp.verdict
+
+
+def test_chains_of_opposite_sign_are_aligned(theory):
+    cmp = bk.compare(fake_draws(theory, flips=True), theory)
+    assert cmp.flipped == 0.25
+    assert cmp.agrees
+
+
+def test_few_draws_give_no_verdict(theory):
+    assert "Inconclusive" in bk.compare(fake_draws(theory, count=5), theory).verdict
+
+
+def test_unconverged_theory_gives_no_verdict(theory):
+    loose = bk.solve(NETWORK, TASK, max_steps=4)
+    assert (
+        "Inconclusive: the theory did not converge" in bk.compare(fake_draws(theory), loose).verdict
+    )
+
+
+def test_other_networks_and_tasks_are_refused(theory):
+    draws = fake_draws(theory)
+    with pytest.raises(InputError, match="draws: expected a run of this network"):
+        bk.compare(draws, bk.solve(bk.Network(255, "linear", noise=0.5), TASK))
+    with pytest.raises(InputError, match="draws: expected a run on this task's targets"):
+        bk.compare(draws, bk.solve(NETWORK, TASK.scaled(2)))
+    with pytest.raises(InputError, match="draws: expected a DataTree from"):
+        bk.compare(xr.DataTree(), theory)
+    prior = bk.sample_prior(jax.random.key(0), NETWORK, TASK, num_samples=5)
+    with pytest.raises(InputError, match="draws: expected a DataTree with a posterior"):
+        bk.compare(prior, theory)
+
+
+def test_plots_return_axes(theory):
+    cmp = bk.compare(fake_draws(theory), theory)
+    assert isinstance(bk.plots.plot_kernel(theory.kernel), Axes)
+    assert isinstance(bk.plots.plot_coherence(cmp), Axes)
+    figure = bk.plots.plot_comparison({"RNN": cmp, "again": cmp})
+    titles = [axes.get_title() for axes in figure.axes]
+    assert "RNN: sampled, N = 256" in titles
+    with pytest.raises(InputError, match="kernel: expected shape"):
+        bk.plots.plot_kernel(np.ones((3, 3)))
+
+
+class _Page(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.links, self.tags, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_report_is_one_self_contained_page(theory, tmp_path):
+    cmp = bk.compare(fake_draws(theory), theory)
+    path = bk.report({"RNN": cmp, "<b>": cmp}, tmp_path / "report.html")
+    page = _Page()
+    page.feed(path.read_text())
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == 2
+    text = " ".join(page.text)
+    assert cmp.verdict in text
+    assert "<b>" in text
+    assert text.index("Samples and theory") < text.index("Kernels")
+
+
+def test_report_refuses_a_missing_folder(theory, tmp_path):
+    cmp = bk.compare(fake_draws(theory), theory)
+    with pytest.raises(InputError, match="path: expected a file in an existing folder"):
+        bk.report(cmp, tmp_path / "missing" / "report.html")
+    with pytest.raises(InputError, match="comparisons: expected"):
+        bk.report({}, tmp_path / "report.html")
+
+
+def command(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "bayeskernel", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command_line_compares_and_reports(tmp_path):
+    options = "--task sine --patterns 2 --steps 3 --width 24 --draws 100 --warmup 100 --chains 2"
+    done = command("compare", *options.split(), "--out", "results", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "RNN (tied) sampled" in done.stdout
+    assert "DNN (untied) theory" in done.stdout
+    assert (tmp_path / "results" / "report.html").exists()
+    draws = xr.open_datatree(tmp_path / "results" / "draws_tied.nc", engine="h5netcdf")
+    assert draws["posterior"].sizes["draw"] == 100
+    draws.close()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--width", "0"), "width: expected an integer >= 1, got 0"),
+        (("--patterns", "3"), "--patterns: expected an even number"),
+        (("--sharing", "a,b"), "--sharing: expected tied, untied or labels"),
+        (("--sharing", "0,1"), "sharing: expected 4 labels"),
+        (("--activation", "tanh"), "activation: expected 'linear'"),
+        (("--task", "mnist"), "'mnist' is not one of"),
+    ],
+)
+def test_command_line_refuses_in_one_line(arguments, message, tmp_path):
+    done = command("compare", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
