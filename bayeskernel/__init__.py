@@ -3,7 +3,8 @@
 from bayeskernel import plots, tasks
 from bayeskernel.compare import Comparison, compare
 from bayeskernel.errors import BayesKernelError, InputError
-from bayeskernel.inference.run import predict, sample, sample_prior
+from bayeskernel.inference.conditional import predict, weights
+from bayeskernel.inference.run import sample, sample_prior
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.free_energy import free_energy
 from bayeskernel.meanfield.prior import prior_kernel
@@ -31,4 +32,5 @@ __all__ = [
     "sample_prior",
     "solve",
     "tasks",
+    "weights",
 ]

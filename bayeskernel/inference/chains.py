@@ -17,15 +17,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.infer import HMC, NUTS
+from numpyro.infer import NUTS
 
+from bayeskernel.inference import rotation
 from bayeskernel.inference.space import Space
 
-# A quarter period of the standard normal prior, whose draws are then independent.
-_HMC_TRAJECTORY = float(np.pi / 2)
 # Draws per call into compiled code at most, and the time a call should take.
 _CHUNK = 50
 _CHUNK_SECONDS = 0.5
+# Folded into a chain's key to draw what its space integrates out.
+_OBSERVATION = 1
 
 Draws = dict[str, np.ndarray]
 
@@ -61,34 +62,29 @@ class Sampler:
 
 
 def build(space: Space, algorithm: str, num_warmup: int, keep: tuple[str, ...]) -> Sampler:
-    """Assemble NUTS or HMC on a posterior.
+    """Assemble NUTS (NumPyro) or HMC (`rotation`) on a posterior.
 
     The sites are standard normal under the prior, and data move few directions of many, so the unit
     metric is kept and only the step size is adapted.
     """
-    options = {"adapt_mass_matrix": False, "step_size": 0.1}
-    if algorithm == "nuts":
-        kernel = NUTS(space.model, **options)
-    else:
-        kernel = HMC(space.model, trajectory_length=_HMC_TRAJECTORY, **options)
+    init, transition = _nuts(space, num_warmup) if algorithm == "nuts" else _hmc(space, num_warmup)
 
     @jax.jit
     def start(rng_key: jax.Array, data: Any) -> Any:
         key_position, key_chain = jax.random.split(rng_key)
-        position = space.draw_prior(key_position, data)
-        return kernel.init(key_chain, num_warmup, position, (data,), {})
+        return init(key_chain, space.draw_prior(key_position, data), data)
 
     def observe(state: Any, data: Any) -> dict[str, jax.Array]:
-        values = space.observe(state.z, data)
-        for name in keep:
-            values |= space.extras[name](state.z, data)
+        key = jax.random.fold_in(state.rng_key, _OBSERVATION)
+        values = space.observe(key, state.z, data, keep)
+        adapted = getattr(state, "adapt_state", state)  # NumPyro keeps its step size there
         return values | {
             "lp": -state.potential_energy,
             "energy": state.energy,
             "n_steps": state.num_steps,
             "acceptance_rate": state.accept_prob,
             "diverging": state.diverging,
-            "step_size": state.adapt_state.step_size,
+            "step_size": adapted.step_size,
         }
 
     @jax.jit
@@ -96,15 +92,28 @@ def build(space: Space, algorithm: str, num_warmup: int, keep: tuple[str, ...]) 
         shapes = jax.eval_shape(observe, state, data)
         buffer = jax.tree.map(lambda s: jnp.zeros((_CHUNK, *s.shape), s.dtype), shapes)
 
-        def transition(i: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+        def draw(i: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             state, buffer = carry
-            state = kernel.sample(state, (data,), {})
+            state = transition(state, data)
             row = observe(state, data)
             return state, jax.tree.map(lambda b, r: b.at[i].set(r), buffer, row)
 
-        return jax.lax.fori_loop(0, n, transition, (state, buffer))
+        return jax.lax.fori_loop(0, n, draw, (state, buffer))
 
     return Sampler(start, advance)
+
+
+def _nuts(space: Space, num_warmup: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    kernel = NUTS(space.model, adapt_mass_matrix=False, step_size=0.1)
+    return (
+        lambda key, position, data: kernel.init(key, num_warmup, position, (data,), {}),
+        lambda state, data: kernel.sample(state, (data,), {}),
+    )
+
+
+def _hmc(space: Space, num_warmup: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    kernel = rotation.build(space.model, num_warmup)
+    return kernel.init, kernel.sample
 
 
 def run(
@@ -116,7 +125,7 @@ def run(
     report: Report | None = None,
 ) -> Draws:
     """Run one chain per key; arrays of shape (chain, draw, ...)."""
-    double = bool(jax.config.read("jax_enable_x64"))
+    double = bool(jnp.zeros(()).dtype == jnp.float64)
 
     def one(chain: int) -> Draws:
         # Configuration contexts are per thread.

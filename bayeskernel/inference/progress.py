@@ -13,7 +13,7 @@ from bayeskernel.inference.chains import Progress, Report
 
 
 @contextmanager
-def chain_bars(chains: int, total: int, show: bool) -> Iterator[Report | None]:
+def chain_bars(title: str, chains: int, total: int, show: bool) -> Iterator[Report | None]:
     """Show one bar per chain: phase, draws, step size, divergences."""
     console = Console(stderr=True)
     if not (show and console.is_terminal):
@@ -28,6 +28,7 @@ def chain_bars(chains: int, total: int, show: bool) -> Iterator[Report | None]:
         ),
         TimeRemainingColumn(),
     )
+    console.print(f"sampling {title}", highlight=False)
     with Bars(*columns, console=console, transient=True) as bars:
         tasks = [
             bars.add_task("compiles", total=total, chain=c + 1, step_size=0.0, divergences=0)

@@ -78,6 +78,11 @@ def dataset(draws: dict[str, np.ndarray]) -> xr.Dataset:
     return _dataset(draws)
 
 
+def settings(draws: xr.DataTree) -> dict[str, Any]:
+    """How a run was made."""
+    return dict(json.loads(str(draws.attrs["settings"])))
+
+
 def seed_data(rng_key: jax.Array) -> list[int]:
     """Words of a JAX key, from which ``jax.random.wrap_key_data`` makes it again."""
     words = jax.random.key_data(rng_key) if _is_typed(rng_key) else rng_key

@@ -5,17 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
 
 from bayeskernel.errors import InputError, positive_integer
-from bayeskernel.inference import chains, record, weights
+from bayeskernel.inference import chains, preactivations, record, weights
 from bayeskernel.inference.progress import chain_bars
-from bayeskernel.inference.space import weight_space
+from bayeskernel.inference.space import (
+    kernels_of_linear_networks,
+    preactivation_space,
+    weight_space,
+)
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
@@ -28,8 +32,8 @@ def sample(
     network: Network,
     task: Task,
     *,
-    space: Literal["weights"] = "weights",
-    sampler: Literal["nuts", "hmc"] = "nuts",
+    space: Literal["auto", "weights", "preactivations", "kernels"] = "auto",
+    sampler: Literal["auto", "nuts", "hmc"] = "auto",
     num_warmup: int = 500,
     num_samples: int = 1000,
     num_chains: int = 4,
@@ -45,14 +49,18 @@ def sample(
     network, task
         What to sample.
     space
-        Coordinates: "weights" (NumPyro model over all weights, exact at any width).
+        Coordinates of the posterior, exact at any width in each: "weights"; "preactivations", with
+        weights integrated out, N T P dimensions instead of N^2; "kernels" for linear networks with
+        N >= T P, at a cost that does not depend on N, always in float64. "auto" takes the one of
+        fewest dimensions that can keep what is asked for; the choice and its reason are recorded.
     sampler
-        "nuts", or "hmc" with trajectories of a quarter period of the prior.
+        "hmc" (quarter-period trajectories, exact under the prior), "nuts" (NumPyro), or "auto":
+        NUTS for kernels, HMC for the others.
     num_warmup, num_samples, num_chains
         Draws per chain to adapt on (not returned) and to return; chains run in parallel threads.
     keep
-        What to store besides kernels and outputs: "weights", "preactivations". Without it memory
-        per draw does not grow with the width.
+        What to store besides kernels and outputs: "weights" (space "weights"), "preactivations"
+        (with the readout weights). Without it memory per draw does not grow with the width.
     progress
         Show a bar per chain when standard error is a terminal.
 
@@ -73,13 +81,22 @@ def sample(
     positive_integer("num_warmup", num_warmup, minimum=0)
     for name, count in (("num_samples", num_samples), ("num_chains", num_chains)):
         positive_integer(name, count)
-    engine = _sampler(weights.structure(network, task.shape[0]), sampler, num_warmup, keep)
+    chosen = _choose(space, network, task, keep)
+    if sampler == "auto":
+        sampler = "nuts" if chosen.name == "kernels" else "hmc"
+    if sampler == "hmc" and chosen.name == "kernels":
+        raise InputError("sampler", "'nuts' for space='kernels'", "'hmc'")
+    engine = _sampler(chosen.name, chosen.static, sampler, num_warmup, keep)
     keys = jax.random.split(rng_key, num_chains)
-    with chain_bars(num_chains, num_warmup + num_samples, progress) as report:
-        given = weights.data(network, task)
-        draws = chains.run(engine, given, keys, num_warmup, num_samples, report)
+    title = f"{chosen.name}, {sampler} ({chosen.reason})"
+    with (
+        chain_bars(title, num_chains, num_warmup + num_samples, progress) as report,
+        jax.enable_x64(chosen.name == "kernels" or _double()),
+    ):
+        draws = chains.run(engine, chosen.data, keys, num_warmup, num_samples, report)
     settings = {
-        "space": space,
+        "space": chosen.name,
+        "space_reason": chosen.reason,
         "sampler": sampler,
         "num_warmup": num_warmup,
         "num_samples": num_samples,
@@ -116,55 +133,67 @@ def sample_prior(
     return record.to_datatree(draws, "prior", network, task, settings)
 
 
-def predict(
-    rng_key: jax.Array, draws: xr.DataTree, network: Network, task: Task, inputs: ArrayLike
-) -> xr.Dataset:
-    """Posterior draws of the network's outputs for new patterns.
+class _Choice(NamedTuple):
+    name: str
+    reason: str
+    static: weights.Structure | preactivations.Coordinates
+    data: Any
 
-    Parameters
-    ----------
-    rng_key
-        Reserved for spaces in which new patterns are random given a draw; weights determine them.
-    draws
-        From `sample` with ``keep=("weights",)``.
-    network, task
-        Those the draws were made with.
-    inputs
-        Shape (T, P*, D).
 
-    Returns
-    -------
-    Dataset with ``output`` (chain, draw, step, pattern, output_unit), without observation noise.
-    """
-    record.check_key(rng_key)
-    record.check_same_run(draws, network, task)
-    array = np.asarray(inputs)
-    new = Task(array, np.zeros(array.shape[:2]))
-    steps, _, features, outputs = task.shape
-    if (new.shape[0], new.shape[2]) != (steps, features):
-        raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
-    posterior = draws["posterior"]
-    if "readout_weights" not in posterior:
-        raise InputError("draws", 'draws made with keep=("weights",)', "draws without weights")
-    net = weights.structure(network, steps)
-    given = weights.data(network, Task(new.inputs, np.zeros((*new.shape[:2], outputs))))
-    stored = {
-        name: posterior[f"{name}_weights"].to_numpy()
-        for name in ("recurrent", "input", "readout")
-        if f"{name}_weights" in posterior
+def _choose(space: str, network: Network, task: Task, keep: tuple[str, ...]) -> _Choice:
+    """Pick the space, and say why."""
+    net = weights.structure(network, task.shape[0])
+    if space == "weights" or (space == "auto" and "weights" in keep):
+        reason = "as asked" if space == "weights" else "weights are to be kept"
+        return _Choice("weights", reason, net, weights.data(network, task))
+    at = preactivations.Coordinates(
+        net, preactivations.find_pivots(jax.random.key(0), network, task)
+    )
+    if space != "auto":
+        name, reason = space, "as asked"
+    else:
+        name, reason = _smallest(at, task, keep)
+    if name == "weights":
+        return _Choice(name, reason, net, weights.data(network, task))
+    with jax.enable_x64(name == "kernels" or _double()):
+        return _Choice(name, reason, at, preactivations.data(network, task))
+
+
+def _smallest(at: preactivations.Coordinates, task: Task, keep: tuple[str, ...]) -> tuple[str, str]:
+    shapes = weights.site_shapes(at.net, task.shape[2], task.shape[3]).values()
+    count = {
+        "weights": sum(int(np.prod(shape)) for shape in shapes),
+        "preactivations": at.rank * at.net.width,
     }
-    lead = stored["readout"].shape[:2]
-    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in stored.items()}
-    output = np.asarray(_outputs(flat, given, net))
-    return record.dataset({"output": output.reshape(*lead, *output.shape[1:])})
+    if at.net.phi.name == "linear" and at.net.width >= at.rank and not keep:
+        count["kernels"] = at.rank * (at.rank + 1) // 2
+    best = min(count, key=lambda name: count[name])
+    sizes = ", ".join(f"{name} {n}" for name, n in count.items())
+    return best, f"fewest dimensions ({sizes})"
+
+
+def _double() -> bool:
+    return bool(jnp.zeros(()).dtype == jnp.float64)
 
 
 @lru_cache(maxsize=32)
 def _sampler(
-    net: weights.Structure, algorithm: str, num_warmup: int, keep: tuple[str, ...]
+    name: str,
+    static: weights.Structure | preactivations.Coordinates,
+    algorithm: str,
+    num_warmup: int,
+    keep: tuple[str, ...],
 ) -> chains.Sampler:
     """Keep compiled samplers: a sweep over data, scales or signal compiles once."""
-    return chains.build(weight_space(net), algorithm, num_warmup, keep)
+    make: Any = {
+        "weights": weight_space,
+        "preactivations": preactivation_space,
+        "kernels": kernels_of_linear_networks,
+    }[name]
+    space = make(static)
+    if not set(keep) <= set(space.can_keep):
+        raise InputError("keep", f"a subset of {space.can_keep} in space {name!r}", keep)
+    return chains.build(space, algorithm, num_warmup, keep)
 
 
 @jax.jit(static_argnums=2)
@@ -172,25 +201,18 @@ def _prior_batch(
     keys: jax.Array, given: weights.Data, net: weights.Structure
 ) -> dict[str, jax.Array]:
     space = weight_space(net)
-    return jax.lax.map(lambda key: space.observe(space.draw_prior(key, given), given), keys)
 
+    def one(key: jax.Array) -> dict[str, jax.Array]:
+        return space.observe(key, space.draw_prior(key, given), given, ())
 
-@jax.jit(static_argnums=2)
-def _outputs(
-    stored: dict[str, jax.Array], given: weights.Data, net: weights.Structure
-) -> jax.Array:
-    def one(w: dict[str, jax.Array]) -> jax.Array:
-        unit = weights.scale_sites({name: jax.numpy.ones(()) for name in w}, net, given)
-        return weights.forward({name: w[name] / unit[name] for name in w}, net, given)[1]
-
-    return jax.lax.map(one, stored)
+    return jax.lax.map(one, keys)
 
 
 def _checked(space: str, sampler: str, keep: Sequence[str]) -> tuple[str, ...]:
-    if space != "weights":
-        raise InputError("space", "'weights'", repr(space))
-    if sampler not in ("nuts", "hmc"):
-        raise InputError("sampler", "'nuts' or 'hmc'", repr(sampler))
+    if space not in ("auto", "weights", "preactivations", "kernels"):
+        raise InputError("space", "'auto', 'weights', 'preactivations' or 'kernels'", repr(space))
+    if sampler not in ("auto", "nuts", "hmc"):
+        raise InputError("sampler", "'auto', 'nuts' or 'hmc'", repr(sampler))
     allowed = ("weights", "preactivations")
     if isinstance(keep, str) or not set(keep) <= set(allowed):
         raise InputError("keep", f"a sequence drawn from {allowed}", repr(keep))

@@ -14,9 +14,16 @@ from scipy.stats import norm
 import bayeskernel as bk
 from bayeskernel.errors import InputError
 from bayeskernel.inference import weights
+from bayeskernel.kernels import representational_kernel
 
 SHARING = bk.Sharing([0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1])
-QUICK = {"num_warmup": 50, "num_samples": 10, "num_chains": 2, "progress": False}
+QUICK = {
+    "space": "weights",
+    "num_warmup": 50,
+    "num_samples": 10,
+    "num_chains": 2,
+    "progress": False,
+}
 
 
 def loops(z, network, task, sharing):
@@ -200,8 +207,9 @@ def test_permuting_patterns_permutes_kernels(general_task):
         network, bk.Task(general_task.inputs[:, ::-1], general_task.targets[:, ::-1])
     )
     z = weights.draw_prior(jax.random.key(2), net, given)
-    space = bk.inference.space.weight_space(net)
-    kernel, moved = (np.asarray(space.observe(z, d)["kernel"]) for d in (given, swapped))
+    kernel, moved = (
+        np.asarray(representational_kernel(weights.forward(z, net, d)[0])) for d in (given, swapped)
+    )
     assert moved == pytest.approx(kernel[:, ::-1][:, :, :, ::-1], rel=1e-5)
 
 
@@ -224,7 +232,17 @@ BAD = {
         "rng_key: expected one JAX key",
     ),
     "space": ({"space": "functions"}, "space: expected"),
-    "sampler": ({"sampler": "gibbs"}, "sampler: expected 'nuts' or 'hmc'"),
+    "kernels of tanh": ({"space": "kernels", "network": bk.Network(8, "tanh")}, "space: expected"),
+    "kernels of a narrow network": (
+        {"space": "kernels", "network": bk.Network(2, "linear")},
+        "width: expected at least the rank 3",
+    ),
+    "hmc on kernels": ({"space": "kernels", "sampler": "hmc"}, "sampler: expected 'nuts'"),
+    "weights from pre-activations": (
+        {"space": "preactivations", "keep": ("weights",)},
+        "keep: expected a subset",
+    ),
+    "sampler": ({"sampler": "gibbs"}, "sampler: expected 'auto', 'nuts' or 'hmc'"),
     "keep": ({"keep": "weights"}, "keep: expected a sequence"),
     "keep unknown": ({"keep": ("gradients",)}, "keep: expected a sequence"),
     "samples": ({"num_samples": 0}, "num_samples: expected an integer >= 1"),
@@ -236,9 +254,9 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_named(name, table1_task):
     settings, message = BAD[name]
-    settings = {"rng_key": jax.random.key(0), **settings}
+    defaults = {"rng_key": jax.random.key(0), "network": bk.Network(8, "linear")}
     with pytest.raises(InputError) as caught:
-        bk.sample(network=bk.Network(8, "linear"), task=table1_task, **settings)
+        bk.sample(task=table1_task, **{**defaults, **settings})
     assert message in str(caught.value)
 
 
@@ -252,6 +270,7 @@ def test_prediction_refuses_other_draws(run, table1_task):
     with pytest.raises(InputError, match="inputs: expected shape"):
         bk.predict(key, draws, network, task, task.inputs[:2])
     slim = draws.copy()
-    slim["posterior"] = xr.DataTree(draws["posterior"].to_dataset().drop_vars("readout_weights"))
+    kept = ["readout_weights", "recurrent_weights", "input_weights", "preactivation"]
+    slim["posterior"] = xr.DataTree(draws["posterior"].to_dataset().drop_vars(kept))
     with pytest.raises(InputError, match="draws: expected draws made with keep"):
         bk.predict(key, slim, network, task, task.inputs)

@@ -1,0 +1,345 @@
+r"""What follows from stored draws: weights given pre-activations, outputs for new patterns.
+
+Given the activities, every unit's pre-activations at any sites are jointly Gaussian with covariance
+
+    K[(t,a),(s,b)] = M_W sw^2 phi[t-1,a].phi[s-1,b] / N + M_U su^2 x[t,a].x[s,b] / D,
+
+so both questions are Gaussian conditioning, exact at finite width (docs/theory, section 2H). Everything
+here runs in float64, one draw at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import cho_factor, cho_solve
+
+from bayeskernel.errors import InputError
+from bayeskernel.inference import preactivations, record
+from bayeskernel.inference import weights as weight_model
+from bayeskernel.inference.preactivations import pivoted_cholesky
+from bayeskernel.network import Network
+from bayeskernel.tasks import Task
+
+Floats = NDArray[np.float64]
+
+# Sites whose variance given the others is below this share of their own follow from them.
+_NULL = 1e-10
+
+
+class _Sites(NamedTuple):
+    """Sites with everything their covariance depends on, one row a site.
+
+    Attributes
+    ----------
+    before
+        Activities of the step before, zero at the first step; (sites, N).
+    inputs
+        (sites, D).
+    recurrent, input
+        Label of the weights used; (sites,).
+    h
+        Pre-activations, (sites, N).
+    """
+
+    before: Floats
+    inputs: Floats
+    recurrent: NDArray[np.int64]
+    input: NDArray[np.int64]
+    h: Floats
+
+    def joined(self, other: _Sites) -> _Sites:
+        return _Sites(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
+
+
+def weights(rng_key: jax.Array, draws: xr.DataTree, network: Network, task: Task) -> xr.Dataset:
+    """Draw the weights of a network given its stored pre-activations, exactly.
+
+    One draw of weights per stored draw, by Matheron's rule: prior weights (W0, U0), corrected by what
+    they miss of h. Then W phi(h[t-1]) + U x[t] = h[t] to rounding. Take a few draws of a long run with
+    ``draws.isel(draw=...)`` applied to its posterior: a draw at N = 2048 holds 32 MB for each W.
+
+    Parameters
+    ----------
+    rng_key
+        JAX key.
+    draws
+        From `sample` with ``keep=("preactivations",)``.
+    network, task
+        Those the draws were made with.
+
+    Returns
+    -------
+    Dataset, dims (chain, draw, ...): recurrent_weights (recurrent_label, unit, source_unit),
+    input_weights (input_label, unit, feature), readout_weights (readout_label, output_unit, unit), in
+    float64, as they act in the network (readout still to be divided by N, or sqrt(N) in standard scaling).
+    """
+    record.check_same_run(draws, network, task)
+    keys = _keys(rng_key, draws)
+    stored = _stored(draws, "preactivation")
+    parts = [_weights_given(key, h, network, task) for key, h in zip(keys, stored, strict=True)]
+    lead = (draws["posterior"].sizes["chain"], draws["posterior"].sizes["draw"])
+    out = {
+        name: np.stack([part[name] for part in parts]).reshape(*lead, *parts[0][name].shape)
+        for name in parts[0]
+    }
+    out["readout_weights"] = np.asarray(draws["posterior"]["readout_weights"], np.float64)
+    return record.dataset(out)
+
+
+def predict(
+    rng_key: jax.Array, draws: xr.DataTree, network: Network, task: Task, inputs: ArrayLike
+) -> xr.Dataset:
+    """Posterior draws of the network's outputs for new patterns, exact in every space.
+
+    Parameters
+    ----------
+    rng_key
+        JAX key; draws what the stored variables leave open.
+    draws
+        From `sample` with ``keep=("weights",)`` or ``keep=("preactivations",)``, or with
+        ``space="kernels"``, whose draws need nothing kept.
+    network, task
+        Those the draws were made with.
+    inputs
+        Shape (T, P*, D).
+
+    Returns
+    -------
+    Dataset with ``output`` (chain, draw, step, pattern, output_unit), without observation noise.
+    """
+    record.check_same_run(draws, network, task)
+    new = _new_inputs(inputs, task)
+    posterior = draws["posterior"]
+    if "recurrent_weights" in posterior or (
+        "input_weights" in posterior and "readout_weights" in posterior
+    ):
+        return record.dataset({"output": _from_weights(posterior, network, task, new)})
+    keys = _keys(rng_key, draws)
+    if "preactivation" in posterior:
+        rows = (
+            _outputs_given_units(key, h, v, network, task, new)
+            for key, h, v in zip(
+                keys,
+                _stored(draws, "preactivation"),
+                _stored(draws, "readout_weights"),
+                strict=True,
+            )
+        )
+    elif record.settings(draws).get("space") == "kernels":
+        given = _float64_data(network, task)
+        rows = (
+            _outputs_given_kernel(key, C, network, task, new, given)
+            for key, C in zip(keys, _stored(draws, "kernel"), strict=True)
+        )
+    else:
+        raise InputError(
+            "draws", 'draws made with keep=("preactivations",) or ("weights",)', "neither"
+        )
+    stacked = np.stack(list(rows))
+    return record.dataset(
+        {"output": stacked.reshape(*posterior["kernel"].shape[:2], *stacked.shape[1:])}
+    )
+
+
+def _weights_given(key: jax.Array, h: Floats, network: Network, task: Task) -> dict[str, Floats]:
+    steps, _, features, _ = task.shape
+    width, labels = network.width, network.labels(steps)
+    recurrent_std = network.recurrent_std / np.sqrt(width)
+    input_std = network.input_std / np.sqrt(features)
+    key_recurrent, key_input = jax.random.split(key)
+    W = recurrent_std * _normal(key_recurrent, (labels.counts[0], width, width))
+    U = input_std * _normal(key_input, (labels.counts[1], width, features))
+    sites = _training_sites(h, network, task)
+    prior = np.empty_like(sites.h)
+    for site, (w, u) in enumerate(zip(sites.recurrent, sites.input, strict=True)):
+        prior[site] = U[u] @ sites.inputs[site] + (W[w] @ sites.before[site] if w >= 0 else 0)
+    K = _covariance(sites, sites, network)
+    pivots, _ = pivoted_cholesky(K, _NULL * np.diag(K))
+    dual = np.zeros_like(sites.h)
+    dual[pivots] = cho_solve(cho_factor(K[np.ix_(pivots, pivots)]), (sites.h - prior)[pivots])
+    for label in range(labels.counts[0]):
+        own = sites.recurrent == label
+        W[label] += recurrent_std**2 * dual[own].T @ sites.before[own]
+    for label in range(labels.counts[1]):
+        own = sites.input == label
+        U[label] += input_std**2 * dual[own].T @ sites.inputs[own]
+    return {"recurrent_weights": W, "input_weights": U} if len(W) else {"input_weights": U}
+
+
+def _outputs_given_units(
+    key: jax.Array, h: Floats, v: Floats, network: Network, task: Task, new: Floats
+) -> Floats:
+    noise = _normal(key, (new.shape[0] * new.shape[1], network.width))
+    return _readout(v, _new_activities(h, noise, network, task, new), network)
+
+
+def _outputs_given_kernel(
+    key: jax.Array,
+    C: Floats,
+    network: Network,
+    task: Task,
+    new: Floats,
+    given: preactivations.Data,
+) -> Floats:
+    """Linear networks: any activities with Phi Phi^T / N = C will do, in as few columns as possible."""
+    key_noise, key_chi, key_readout = jax.random.split(key, 3)
+    steps, patterns = C.shape[:2]
+    matrix, extra = C.reshape(steps * patterns, -1), new.shape[0] * new.shape[1]
+    _, root = pivoted_cholesky(matrix, _NULL * np.diag(matrix))
+    rank = root.shape[1]
+    columns = min(rank + extra, network.width)
+    h = np.zeros((steps * patterns, columns))
+    h[:, :rank] = np.sqrt(network.width) * root
+    noise = _normal(key_noise, (extra, columns))
+    if columns < network.width:
+        # Beyond the span of h only the Gram matrix of the noise counts: its Bartlett factor.
+        freedom = network.width - rank - np.arange(extra)
+        with jax.enable_x64(True):
+            chi = np.sqrt(2 * np.asarray(jax.random.gamma(key_chi, freedom / 2)))
+        noise[:, rank:] = np.tril(noise[:, rank:], -1) + np.diag(chi)
+    activities = _new_activities(h.reshape(steps, patterns, columns), noise, network, task, new)
+    at = _coordinates(network, task)
+    with jax.enable_x64(True):
+        v = _draw_readout(key_readout, jnp.asarray(h.reshape(steps, patterns, -1)), at, given)
+    return _readout(np.asarray(v), activities, network)
+
+
+def _new_activities(h: Floats, noise: Floats, network: Network, task: Task, new: Floats) -> Floats:
+    """Draw activities (T, P*, N) of new patterns given h (T, P, N), step by step.
+
+    ``noise`` holds T P* rows of standard normal variables, one for every new site.
+    """
+    steps, count, _ = new.shape
+    labels = network.labels(steps)
+    known = _training_sites(h, network, task)
+    activities = np.zeros((steps, count, h.shape[2]))
+    for t in range(steps):
+        before = activities[t - 1] if t else np.zeros_like(activities[0])
+        now = _Sites(
+            before,
+            new[t],
+            np.full(count, labels.recurrent[t]),
+            np.full(count, labels.input[t]),
+            np.zeros_like(before),
+        )
+        K, cross, own = (
+            _covariance(*pair, network) for pair in ((known, known), (now, known), (now, now))
+        )
+        pivots, _ = pivoted_cholesky(K, _NULL * np.diag(K))
+        factor = cho_factor(K[np.ix_(pivots, pivots)])
+        gain = cho_solve(factor, cross[:, pivots].T).T
+        left, root = pivoted_cholesky(own - gain @ cross[:, pivots].T, 10 * _NULL * np.diag(own))
+        drawn = gain @ known.h[pivots] + root @ noise[t * count : t * count + len(left)]
+        known = known.joined(now._replace(h=drawn))
+        activities[t] = _phi(drawn, network)
+    return activities
+
+
+def _training_sites(h: Floats, network: Network, task: Task) -> _Sites:
+    steps, patterns, features, _ = task.shape
+    labels = network.labels(steps)
+    activities = _phi(h, network)
+    before = np.concatenate([np.zeros_like(activities[:1]), activities[:-1]])
+    return _Sites(
+        before.reshape(-1, h.shape[2]),
+        task.inputs.reshape(-1, features),
+        np.repeat(labels.recurrent, patterns),
+        np.repeat(labels.input, patterns),
+        h.reshape(-1, h.shape[2]),
+    )
+
+
+def _covariance(first: _Sites, second: _Sites, network: Network) -> Floats:
+    features = first.inputs.shape[1]
+    recurrent = np.equal.outer(first.recurrent, second.recurrent)
+    inputs = np.equal.outer(first.input, second.input)
+    return np.asarray(
+        network.recurrent_std**2 / network.width * recurrent * (first.before @ second.before.T)
+        + network.input_std**2 / features * inputs * (first.inputs @ second.inputs.T)
+    )
+
+
+def _readout(v: Floats, activities: Floats, network: Network) -> Floats:
+    norm = network.width if network.scaling == "mean_field" else np.sqrt(network.width)
+    labels = np.array(network.labels(len(activities)).readout)
+    return np.asarray(np.einsum("tai,toi->tao", activities, v[labels]) / norm)
+
+
+def _phi(h: Floats, network: Network) -> Floats:
+    with jax.enable_x64(True):
+        return np.asarray(network.phi(jnp.asarray(h)), np.float64)
+
+
+def _coordinates(network: Network, task: Task) -> preactivations.Coordinates:
+    # Drawing the readout needs no pivots.
+    return preactivations.Coordinates(weight_model.structure(network, task.shape[0]), ())
+
+
+_draw_readout = jax.jit(preactivations.draw_readout, static_argnums=2)
+
+
+def _float64_data(network: Network, task: Task) -> preactivations.Data:
+    with jax.enable_x64(True):
+        return preactivations.data(network, task)
+
+
+def _from_weights(
+    posterior: xr.DataTree, network: Network, task: Task, new: Floats
+) -> NDArray[np.floating]:
+    net = weight_model.structure(network, task.shape[0])
+    given = weight_model.data(network, Task(new, np.zeros((*new.shape[:2], task.shape[3]))))
+    stored = {
+        name: posterior[f"{name}_weights"].to_numpy()
+        for name in ("recurrent", "input", "readout")
+        if f"{name}_weights" in posterior
+    }
+    lead = stored["readout"].shape[:2]
+    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in stored.items()}
+    output = np.asarray(_run_networks(flat, given, net))
+    return output.reshape(*lead, *output.shape[1:])
+
+
+def _run_networks(
+    stored: dict[str, np.ndarray], given: weight_model.Data, net: weight_model.Structure
+) -> jax.Array:
+    def one(scaled: dict[str, jax.Array]) -> jax.Array:
+        unit = weight_model.scale_sites({name: jnp.ones(()) for name in scaled}, net, given)
+        z = {name: scaled[name] / unit[name] for name in scaled}
+        return weight_model.forward(z, net, given)[1]
+
+    return jax.jit(lambda w: jax.lax.map(one, w))(stored)
+
+
+def _new_inputs(inputs: ArrayLike, task: Task) -> Floats:
+    array = np.asarray(inputs)
+    new = Task(array, np.zeros(array.shape[:2])).inputs
+    steps, _, features, _ = task.shape
+    if (new.shape[0], new.shape[2]) != (steps, features):
+        raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
+    return new
+
+
+def _keys(rng_key: jax.Array, draws: xr.DataTree) -> Iterator[jax.Array]:
+    sizes = draws["posterior"].sizes
+    return iter(jax.random.split(record.check_key(rng_key), sizes["chain"] * sizes["draw"]))
+
+
+def _stored(draws: xr.DataTree, name: str) -> NDArray[np.floating]:
+    if name not in draws["posterior"]:
+        raise InputError(
+            "draws", 'draws made with keep=("preactivations",)', f"draws without {name}"
+        )
+    values = np.asarray(draws["posterior"][name], np.float64)
+    return values.reshape(-1, *values.shape[2:])
+
+
+def _normal(key: jax.Array, shape: tuple[int, ...]) -> Floats:
+    with jax.enable_x64(True):
+        return np.array(jax.random.normal(key, shape, jnp.float64))

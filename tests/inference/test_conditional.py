@@ -1,0 +1,96 @@
+"""Exact weights from pre-activations, and predictions for new patterns from every space."""
+
+import jax
+import numpy as np
+import pytest
+
+import bayeskernel as bk
+from bayeskernel.errors import InputError
+
+SHARINGS = ["tied", "untied", bk.Sharing([0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1])]
+QUICK = {"num_warmup": 30, "num_samples": 4, "num_chains": 2, "progress": False}
+
+
+def run(network, task, **settings):
+    return bk.sample(jax.random.key(3), network, task, **{**QUICK, **settings})
+
+
+@pytest.mark.parametrize("space", ["preactivations", "weights"])
+@pytest.mark.parametrize("sharing", SHARINGS, ids=str)
+def test_weights_reproduce_preactivations_and_outputs(sharing, space, general_task, double):
+    network = bk.Network(16, "tanh", sharing, recurrent_std=1.2, input_std=0.8)
+    draws = run(network, general_task, space=space, keep=("preactivations",))
+    drawn = bk.weights(jax.random.key(0), draws, network, general_task)
+    labels = network.labels(4)
+    for chain, draw in ((0, 0), (1, 3)):
+        h = draws["posterior"]["preactivation"].to_numpy()[chain, draw]
+        W, U, v = (
+            drawn[f"{name}_weights"].to_numpy()[chain, draw]
+            for name in ("recurrent", "input", "readout")
+        )
+        for t in range(4):
+            again = general_task.inputs[t] @ U[labels.input[t]].T
+            if t:
+                again = again + np.tanh(h[t - 1]) @ W[labels.recurrent[t]].T
+            assert again == pytest.approx(h[t], abs=1e-10)
+            output = np.tanh(h[t]) @ v[labels.readout[t]].T / 16
+            assert output == pytest.approx(
+                draws["posterior"]["output"].to_numpy()[chain, draw, t], abs=1e-10
+            )
+
+
+def test_weights_given_prior_preactivations_are_prior_weights():
+    """h from prior weights, then weights from h: the new weights must again be N(0, scale^2)."""
+    task = bk.tasks.endpoint(np.random.default_rng(0).normal(size=(3, 4)), np.zeros(3), 3)
+    network = bk.Network(40, "erf", noise=1e6)  # targets carry no information
+    draws = run(network, task, space="preactivations", keep=("preactivations",), num_samples=10)
+    W = bk.weights(jax.random.key(1), draws, network, task)["recurrent_weights"].to_numpy()
+    scaled = W * np.sqrt(40)
+    assert abs(scaled.mean()) < 5 / np.sqrt(scaled.size)
+    assert abs(scaled.var() - 1) < 5 * np.sqrt(2 / scaled.size)
+
+
+def test_training_patterns_predict_themselves(general_task, double):
+    network = bk.Network(16, "erf", SHARINGS[2])
+    draws = run(network, general_task, space="preactivations", keep=("preactivations",))
+    again = bk.predict(jax.random.key(0), draws, network, general_task, general_task.inputs)
+    stored = draws["posterior"]["output"].to_numpy()
+    assert again["output"].to_numpy() == pytest.approx(stored, abs=1e-6)
+
+
+@pytest.mark.statistics
+@pytest.mark.parametrize("activation", ["erf", "linear"])
+def test_all_spaces_predict_the_same(activation):
+    """Mean and variance of outputs for new patterns, weights against the other spaces."""
+    task = bk.tasks.sine(2, 3, supervised=[1, 3])
+    new = np.zeros((3, 2, 2))
+    new[0] = [[1.0, -0.5], [0.2, 1.3]]
+    network = bk.Network(12, activation, noise=0.5)
+    spaces = {"weights": ("weights",), "preactivations": ("preactivations",)}
+    if activation == "linear":
+        spaces["kernels"] = ()
+    moments = {}
+    for space, keep in spaces.items():
+        draws = run(network, task, space=space, keep=keep, num_warmup=300, num_samples=1000)
+        outputs = bk.predict(jax.random.key(7), draws, network, task, new)["output"]
+        values = outputs.to_numpy().astype(np.float64)[..., 0]
+        ess = [bk.compare.__globals__["az"].ess(outputs.to_dataset())["output"].to_numpy()[..., 0]]
+        moments[space] = (values.mean((0, 1)), values.var((0, 1)), np.maximum(ess[0], 50))
+    mean, variance, ess = moments.pop("weights")
+    for other_mean, other_variance, other_ess in moments.values():
+        error = np.sqrt(variance / ess + other_variance / other_ess)
+        assert np.abs((mean - other_mean) / error).max() < 5
+        spread = np.sqrt(3) * np.sqrt(variance**2 / ess + other_variance**2 / other_ess)
+        assert np.abs((variance - other_variance) / spread).max() < 5
+
+
+def test_bad_input_is_named(table1_task):
+    network = bk.Network(8, "erf")
+    draws = run(network, table1_task, space="preactivations")
+    with pytest.raises(InputError, match="draws: expected draws made with keep"):
+        bk.weights(jax.random.key(0), draws, network, table1_task)
+    with pytest.raises(InputError, match="draws: expected draws made with keep"):
+        bk.predict(jax.random.key(0), draws, network, table1_task, table1_task.inputs)
+    with pytest.raises(InputError, match="rng_key: expected"):
+        kept = run(network, table1_task, space="preactivations", keep=("preactivations",))
+        bk.weights(0, kept, network, table1_task)
