@@ -30,14 +30,16 @@ def corrected_z(cmp: bk.Comparison) -> np.ndarray:
 
 
 @pytest.mark.statistics
+@pytest.mark.parametrize("space", ["weights", "kernels"])
 @pytest.mark.parametrize("case", CASES)
-def test_weights_agree_with_theory_at_finite_width(case):
+def test_samples_agree_with_theory_at_finite_width(case, space):
     task, sharing, noise = CASES[case]
     network = bk.Network(WIDTH, "linear", sharing, noise=noise)
     draws = bk.sample(
         jax.random.key(11),
         network,
         task,
+        space=space,
         num_warmup=300,
         num_samples=500,
         num_chains=4,

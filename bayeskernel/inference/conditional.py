@@ -116,7 +116,7 @@ def predict(
     """
     record.check_same_run(draws, network, task)
     new = _new_inputs(inputs, task)
-    posterior = draws["posterior"]
+    posterior = draws["posterior"].to_dataset()
     if "recurrent_weights" in posterior or (
         "input_weights" in posterior and "readout_weights" in posterior
     ):
@@ -291,7 +291,7 @@ def _float64_data(network: Network, task: Task) -> preactivations.Data:
 
 
 def _from_weights(
-    posterior: xr.DataTree, network: Network, task: Task, new: Floats
+    posterior: xr.Dataset, network: Network, task: Task, new: Floats
 ) -> NDArray[np.floating]:
     net = weight_model.structure(network, task.shape[0])
     given = weight_model.data(network, Task(new, np.zeros((*new.shape[:2], task.shape[3]))))

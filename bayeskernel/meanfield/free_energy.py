@@ -36,9 +36,9 @@ from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
-# Innovations of a step below this share of its variance are dropped: kernels change by less than that
-# share, and rounding errors (1e-16 over the share) stay as small.
-RANK_TOLERANCE = 1e-8
+# Innovations of a step below this share of its variance are dropped, and kernels change by less than that
+# share. Kept ones must stand clear of rounding errors, which grow to about 1e-16 / share^(3/2).
+RANK_TOLERANCE = 1e-6
 
 
 _Root = tuple[jax.Array, jax.Array]

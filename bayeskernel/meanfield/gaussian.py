@@ -39,6 +39,7 @@ class Status(StrEnum):
 
     CONVERGED = "converged"
     MAX_STEPS = "the residual did not reach the tolerance within the allowed steps"
+    BREAKDOWN = "the kernel lost positive definiteness to rounding errors"
     STALLED = "rounding errors stopped the descent before the residual reached the tolerance"
 
 
@@ -98,6 +99,9 @@ def minimise(
         step = _newton_step(factor, radius, problem)
         if progress is not None:
             progress("Newton", steps, float(step.residual))
+        if not 0 <= step.residual < np.inf:
+            status = Status.BREAKDOWN
+            break
         if step.residual < tolerance:
             status = Status.CONVERGED
             break
@@ -114,7 +118,9 @@ def minimise(
         if radius < _SMALLEST_RADIUS:
             status = Status.STALLED
             break
-    curvature, direction = lowest_curvature(factor, problem)
+    curvature, direction = float("nan"), np.zeros_like(start)
+    if status is not Status.BREAKDOWN:
+        curvature, direction = lowest_curvature(factor, problem)
     return Stationary(
         np.asarray(factor @ factor.T),
         float(step.value),
@@ -161,7 +167,9 @@ def all_branches(
             for sign in (0.5, -0.5):
                 queue.append(np.asarray(retract(factor, sign * point.direction)))
     # A converged branch always goes before one that is not, whatever its free energy.
-    return sorted(found, key=lambda p: (p.status is not Status.CONVERGED, p.free_energy))
+    return sorted(
+        found, key=lambda p: (p.status is not Status.CONVERGED, np.nan_to_num(p.free_energy))
+    )
 
 
 def is_stable(point: Stationary) -> bool:

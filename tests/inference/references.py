@@ -5,7 +5,7 @@ import numpy as np
 
 def kernel_maps(network, task, sharing):
     """Return K(C) and S_o(C) as functions, from their definitions."""
-    T, P, D, O = task.shape  # noqa: E741
+    T, P, D, _ = task.shape
     sites = [(t, a) for t in range(T) for a in range(P)]
 
     def K(C):

@@ -60,7 +60,7 @@ def test_density_is_its_closed_form(sharing, scaling, width, double):
 
 def test_prior_draws_have_bartletts_distribution(double):
     """B B^T / N is Wishart: mean one, variances 2/N and 1/N."""
-    network, task = bk.Network(20, "linear"), bk.tasks.endpoint([[1.0]], [1.0], 3)
+    network = bk.Network(20, "linear")
     at = pre.Coordinates(weights.structure(network, 3), ((0,), (0,), (0,)))
     draw = jax.vmap(lambda k: kernel_space.factor(kernel_space.draw_prior(k, at), at))
     count = 40_000

@@ -1,0 +1,259 @@
+"""Effective samples per second of every way to the same posterior, side by side in one run.
+
+``python -m tests.benchmarks.samplers [seconds per entry]`` prints one Markdown table. Smallest ESS over
+sign-aligned kernel entries, per second of sampling after compilation and warm-up; "bias" is the largest
+difference of a mean from the reference run, in units of the error of both. Needs ``pip install blackjax``.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import arviz as az
+import blackjax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+import bayeskernel as bk
+from bayeskernel.gauge import align, flip_kernel, sign_symmetry
+from bayeskernel.inference import chains, rotation, weights
+from bayeskernel.inference.run import _choose, _sampler
+from bayeskernel.kernels import representational_kernel
+
+WIDTHS = (128, 256, 512, 2048)
+WARMUP = 300
+
+
+class Method(NamedTuple):
+    """A sampler ready to run: state, (state, n) -> (state, kernels of n draws), gradients a draw."""
+
+    start: Callable[[jax.Array], Any]
+    advance: Callable[[Any, int], tuple[Any, Any]]
+
+
+def ours(network: bk.Network, task: bk.Task, space: str, algorithm: str) -> Method:
+    choice = _choose(space, network, task, ())
+    sampler = _sampler(choice.name, choice.static, algorithm, WARMUP, ())
+
+    def advance(state: Any, n: int) -> tuple[Any, Any]:
+        parts = []
+        while n > 0:
+            now = min(n, chains._CHUNK)
+            state, buffer = sampler.advance(state, choice.data, now)
+            parts.append(np.asarray(buffer["kernel"])[:now])
+            n -= now
+        return state, np.concatenate(parts)
+
+    def start(key: jax.Array) -> Any:
+        return advance(sampler.start(key, choice.data), WARMUP)[0]
+
+    return Method(start, advance)
+
+
+class Target(NamedTuple):
+    """The weight posterior as plain functions of a dictionary of standard normal variables."""
+
+    log_density: Callable[[Any], jax.Array]
+    kernel: Callable[[Any], jax.Array]
+    prior: Callable[[jax.Array], Any]
+
+
+def target(network: bk.Network, task: bk.Task) -> Target:
+    net, given = weights.structure(network, task.shape[0]), weights.data(network, task)
+    likelihood = rotation.log_likelihood(lambda data: weights.model(net, data))
+    return Target(
+        lambda z: likelihood(z, given) - sum(jnp.sum(v**2) for v in z.values()) / 2,
+        lambda z: representational_kernel(weights.forward(z, net, given)[0]),
+        lambda key: weights.draw_prior(key, net, given),
+    )
+
+
+def blackjax_nuts(network: bk.Network, task: bk.Task) -> Method:
+    to = target(network, task)
+
+    @jax.jit
+    def warm(key: jax.Array) -> Any:
+        adapt = blackjax.window_adaptation(blackjax.nuts, to.log_density, initial_step_size=0.1)
+        (state, parameters), _ = adapt.run(
+            jax.random.fold_in(key, 1), to.prior(key), num_steps=WARMUP
+        )
+        return state, parameters, jax.random.fold_in(key, 2)
+
+    def one(carry: Any, _: None) -> tuple[Any, jax.Array]:
+        state, parameters, key = carry
+        key, now = jax.random.split(key)
+        state, _ = blackjax.nuts(to.log_density, **parameters).step(now, state)
+        return (state, parameters, key), to.kernel(state.position)
+
+    return Method(warm, _scanned(one))
+
+
+def blackjax_mclmc(network: bk.Network, task: bk.Task) -> Method:
+    to = target(network, task)
+
+    def warm(key: jax.Array) -> Any:
+        first = jax.jit(lambda key: blackjax.mcmc.mclmc.init(to.prior(key), to.log_density, key))(
+            key
+        )
+
+        tuned = blackjax.mclmc_find_L_and_step_size(
+            mclmc_kernel=blackjax.mcmc.mclmc.build_kernel(),
+            logdensity_fn=to.log_density,
+            num_steps=10_000,
+            state=first,
+            rng_key=jax.random.fold_in(key, 1),
+            diagonal_preconditioning=False,
+        )
+        return tuned[0], (tuned[1].L, tuned[1].step_size), jax.random.fold_in(key, 2)
+
+    def one(carry: Any, _: None) -> tuple[Any, jax.Array]:
+        state, (length, step), key = carry
+        algorithm = blackjax.mclmc(to.log_density, L=length, step_size=step)
+
+        def inner(_: int, at: Any) -> Any:
+            state, key = at
+            key, now = jax.random.split(key)
+            return algorithm.step(now, state)[0], key
+
+        state, key = jax.lax.fori_loop(0, 10, inner, (state, key))
+        return (state, (length, step), key), to.kernel(state.position)
+
+    return Method(warm, _scanned(one))
+
+
+def langevin(network: bk.Network, task: bk.Task) -> Method:
+    """Full-batch Langevin training in float32, unadjusted; 50 steps a draw.
+
+    In units where the prior of every weight has variance one, as a tuned learning rate per layer
+    would; the step is a tenth of the squared step of the adapted leapfrog, small enough for its bias
+    to stay below the Monte-Carlo error here.
+    """
+    to = target(network, task)
+    gradient = jax.grad(to.log_density)
+    step = 0.1 * (0.1 * (128 / network.width) ** 0.25) ** 2
+
+    def inner(_: int, at: Any) -> Any:
+        z, key = at
+        key, now = jax.random.split(key)
+        keys = jax.random.split(now, len(z))
+        g = gradient(z)
+        noise = {n: jax.random.normal(k, z[n].shape) for k, n in zip(keys, z, strict=True)}
+        return {n: z[n] + step / 2 * g[n] + jnp.sqrt(step) * noise[n] for n in z}, key
+
+    def one(carry: Any, _: None) -> tuple[Any, jax.Array]:
+        z, key = jax.lax.fori_loop(0, 50, inner, carry)
+        return (z, key), to.kernel(z)
+
+    advance = _scanned(one)
+
+    def warm(key: jax.Array) -> Any:
+        began, carry = time.perf_counter(), (to.prior(key), key)
+        while time.perf_counter() - began < 10:
+            carry, _ = advance(carry, 1)
+        return carry
+
+    return Method(warm, advance)
+
+
+def _scanned(
+    one: Callable[[Any, None], tuple[Any, jax.Array]],
+) -> Callable[[Any, int], tuple[Any, Any]]:
+    run = jax.jit(lambda carry: jax.lax.scan(one, carry, length=1))
+
+    def advance(carry: Any, n: int) -> tuple[Any, Any]:
+        kernels = []
+        for _ in range(n):
+            carry, kernel = run(carry)
+            kernels.append(np.asarray(kernel))
+        return carry, np.concatenate(kernels)
+
+    return advance
+
+
+METHODS: dict[str, Callable[[bk.Network, bk.Task], Method]] = {
+    "pre-activations, HMC": lambda n, t: ours(n, t, "preactivations", "hmc"),
+    "pre-activations, NUTS": lambda n, t: ours(n, t, "preactivations", "nuts"),
+    "weights, HMC": lambda n, t: ours(n, t, "weights", "hmc"),
+    "weights, NumPyro NUTS": lambda n, t: ours(n, t, "weights", "nuts"),
+    "weights, BlackJAX NUTS": blackjax_nuts,
+    "weights, BlackJAX MCLMC": blackjax_mclmc,
+    "weights, Langevin": langevin,
+}
+
+
+def measure(method: Method, chains_: int, seconds: float) -> tuple[float, np.ndarray, float]:
+    """Warm-up seconds, kernels (chain, draw, ...), sampling seconds."""
+    keys = jax.random.split(jax.random.key(1), chains_)
+
+    def sample(state: Any) -> np.ndarray:
+        began, parts, n = time.perf_counter(), [], 1
+        while time.perf_counter() - began < seconds:
+            at = time.perf_counter()
+            state, kernels = method.advance(state, n)
+            n = int(np.clip(seconds / 20 / max((time.perf_counter() - at) / n, 1e-6), 1, 500))
+            parts.append(kernels)
+        return np.concatenate(parts)
+
+    began = time.perf_counter()
+    states = [jax.block_until_ready(method.start(key)) for key in keys]
+    for size in (1, 50):
+        method.advance(states[0], size) if size == 1 or seconds > 5 else None
+    warm, began = time.perf_counter() - began, time.perf_counter()
+    with ThreadPoolExecutor(chains_) as pool:
+        drawn = list(pool.map(sample, states))
+    count = min(map(len, drawn))
+    return warm, np.stack([d[:count] for d in drawn]), time.perf_counter() - began
+
+
+def summary(
+    kernels: np.ndarray, reference: np.ndarray, symmetry: Any
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Smallest ESS, mean, error."""
+    aligned = flip_kernel(kernels, align(kernels, reference, symmetry)[0])
+    flat = aligned.reshape(*aligned.shape[:2], -1)
+    data = xr.Dataset({"x": (("chain", "draw", "entry"), flat)})
+    ess, mcse = (f(data, method="mean")["x"].to_numpy() for f in (az.ess, az.mcse))
+    return float(np.nanmin(ess)), flat.mean((0, 1)), mcse
+
+
+def main(seconds: float) -> None:
+    endpoint = bk.tasks.endpoint([[1.0]], [2.0], 3)
+    four = bk.tasks.endpoint(2 * np.eye(4), [2.5, 2.5, -2.5, -2.5], 4)
+    print(
+        "| task | N | sampler | draws | min ESS | ESS/s, 1 chain | ESS/s, 2 chains | compile + warm-up s | bias |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
+    cases = [("T=3, P=1", endpoint, n) for n in WIDTHS] + [("T=4, P=4", four, 256)]
+    for name, task, width in cases:
+        network = bk.Network(width, "erf", noise=0.1)
+        symmetry = sign_symmetry(network, task)
+        long = METHODS["pre-activations, HMC"](network, task)
+        _, kernels, _ = measure(long, 2, 2 * seconds)
+        first = kernels[0, -1]
+        reference = flip_kernel(kernels, align(kernels, first, symmetry)[0]).mean((0, 1))
+        _, truth, truth_error = summary(kernels, reference, symmetry)
+        for method_name, make in METHODS.items():
+            if width > 1000 and method_name.startswith("weights") and "NUTS" in method_name:
+                continue  # a warm-up alone would take a quarter of an hour
+            method = make(network, task)
+            warm, single, spent = measure(method, 1, seconds)
+            ess, mean, error = summary(single, reference, symmetry)
+            _, double, spent2 = measure(method, 2, seconds)
+            ess2, _, _ = summary(double, reference, symmetry)
+            bias = np.nanmax(np.abs(mean - truth) / np.hypot(error, truth_error))
+            rate = f"{ess / spent:.3g} | {ess2 / spent2:.3g}" if ess >= 20 else "not converged | -"
+            print(
+                f"| {name} | {width} | {method_name} | {single.shape[1]} | {ess:.0f} | {rate} "
+                f"| {warm:.0f} | {bias:.1f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0)

@@ -1,0 +1,161 @@
+"""Do the tests have teeth? Plant an error, run the deterministic checks, and see which one notices.
+
+``python -m pytest -m slow tests/test_mutants.py -s`` prints the table kept in docs/calibration.
+"""
+
+import contextlib
+
+import jax
+import numpy as np
+import pytest
+
+import bayeskernel as bk
+from bayeskernel import kernels
+from bayeskernel.inference import conditional, preactivations, weights
+from bayeskernel.meanfield import free_energy, solve
+from bayeskernel.network import StepLabels
+
+from .inference import test_conditional, test_kernel_space, test_preactivations, test_weights
+from .meanfield import test_linear
+
+
+def general_task():
+    rng = np.random.default_rng(7)
+    targets = np.full((4, 2, 2), np.nan)
+    targets[3] = rng.normal(size=(2, 2))
+    targets[1, 0, 0] = 0.7
+    targets[2, 1, 1] = -0.4
+    return bk.Task(rng.normal(size=(4, 2, 3)), targets)
+
+
+CHECKS = {
+    "weights: density": lambda: test_weights.test_model_is_its_definition(
+        "erf", "mean_field", general_task(), None
+    ),
+    "pre-activations: density": lambda: test_preactivations.test_density_is_its_definition(
+        "erf", "mean_field", general_task(), None
+    ),
+    "kernels: density": lambda: test_kernel_space.test_density_is_its_closed_form(
+        test_kernel_space.MIXED, "mean_field", 11, None
+    ),
+    "readout conditional": lambda: test_preactivations.test_readout_is_drawn_from_its_conditional(
+        None
+    ),
+    "Matheron weights": lambda: test_conditional.test_weights_reproduce_preactivations_and_outputs(
+        test_conditional.SHARINGS[2], "preactivations", general_task(), None
+    ),
+    "theory: saddle point": lambda: test_linear.test_solution_satisfies_the_saddle_point_equations(
+        "mixed", general_task()
+    ),
+    "theory: table 1": lambda: test_linear.test_table_1(bk.tasks.endpoint([[1.0]], [4.5], 3)),
+    "theory: untied gain": lambda: test_linear.test_untied_endpoint_gain_is_equal_at_every_step(5),
+}
+
+_map, _data, _supervision = kernels.kernel_map, weights.data, kernels.supervision
+_masks, _evidence = StepLabels.masks, preactivations.log_evidence
+
+
+def scaled_map(field, factor):
+    def mutated(network, task):
+        map_ = _map(network, task)
+        return map_._replace(**{field: factor * getattr(map_, field)})
+
+    return mutated
+
+
+def scaled_data(change):
+    return lambda network, task: change(_data(network, task))
+
+
+def without_last_site(task):
+    given = _supervision(task)
+    return kernels.Supervision(*(values[:-1] for values in given))
+
+
+def without_last_pattern(given):
+    return given._replace(supervised=given.supervised.at[:, -1].set(False))
+
+
+def exchanged_masks(labels):
+    recurrent, inputs, readout = _masks(labels)
+    return readout, inputs, recurrent
+
+
+def without_log_determinant(kernel, at, given):
+    _, scaled = preactivations._whitened_targets(kernel, given)
+    return -at.net.width / 2 * (scaled**2).sum()
+
+
+def everywhere(name, function):
+    modules = (kernels, preactivations, conditional, free_energy, solve)
+    return [(module, name, function) for module in modules if hasattr(module, name)]
+
+
+MUTANTS = {
+    "noise + 5 %": [
+        *everywhere("kernel_map", scaled_map("noise", 1.05)),
+        (weights, "data", scaled_data(lambda d: d._replace(noise=1.05 * d.noise))),
+    ],
+    "recurrent std + 5 %": [
+        *everywhere("kernel_map", scaled_map("recurrent", 1.05**2)),
+        (weights, "data", scaled_data(lambda d: d._replace(scales=d.scales.at[0].multiply(1.05)))),
+    ],
+    "masks exchanged": [
+        (StepLabels, "masks", exchanged_masks),
+        (
+            weights,
+            "structure",
+            lambda network, steps: (
+                lambda s: s._replace(
+                    labels=StepLabels(
+                        s.labels.recurrent, s.labels.input[::-1], s.labels.readout[::-1]
+                    )
+                )
+            )(weights.Structure(network.width, network.phi, network.labels(steps), True)),
+        ),
+    ],
+    "one pattern dropped": [
+        *everywhere("supervision", without_last_site),
+        (weights, "data", scaled_data(without_last_pattern)),
+    ],
+    "log determinant missing": [(preactivations, "log_evidence", without_log_determinant)],
+    "shift not undone": [(solve, "unshift", lambda kernel: kernel)],
+}
+
+# Errors that a space or the theory cannot contain.
+EXPECTED = {
+    "noise + 5 %": {"weights: density", "pre-activations: density", "kernels: density", "readout conditional",
+                    "theory: table 1", "theory: untied gain"},
+    "recurrent std + 5 %": {"weights: density", "pre-activations: density", "kernels: density",
+                            "theory: table 1", "theory: untied gain"},
+    "masks exchanged": {"weights: density", "pre-activations: density", "kernels: density"},
+    "one pattern dropped": {"weights: density", "pre-activations: density", "kernels: density",
+                            "readout conditional"},
+    "log determinant missing": {"pre-activations: density", "kernels: density"},
+    "shift not undone": {"theory: saddle point"},
+}  # fmt: skip
+
+
+def killed(check, double):
+    with jax.enable_x64(double), contextlib.suppress(Exception):
+        check()
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_unchanged_code_passes_every_check():
+    for name, check in CHECKS.items():
+        assert not killed(check, not name.startswith("theory")), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_planted_error_is_caught(mutant, monkeypatch):
+    for owner, name, replacement in MUTANTS[mutant]:
+        monkeypatch.setattr(owner, name, replacement)
+    found = {name for name, check in CHECKS.items() if killed(check, not name.startswith("theory"))}
+    print(
+        f"\n| {mutant} | " + " | ".join("caught" if name in found else "" for name in CHECKS) + " |"
+    )
+    assert found >= EXPECTED[mutant]
