@@ -20,6 +20,7 @@ from rich.table import Table  # noqa: E402
 from bayeskernel import tasks  # noqa: E402
 from bayeskernel.compare import Comparison, compare  # noqa: E402
 from bayeskernel.errors import BayesKernelError, InputError  # noqa: E402
+from bayeskernel.inference.record import settings  # noqa: E402
 from bayeskernel.inference.run import sample  # noqa: E402
 from bayeskernel.meanfield.solve import MeanField, solve  # noqa: E402
 from bayeskernel.network import Network  # noqa: E402
@@ -44,6 +45,15 @@ class TaskName(StrEnum):
     teacher = "teacher"
 
 
+class SpaceName(StrEnum):
+    """Coordinates the command line can sample in."""
+
+    auto = "auto"
+    weights = "weights"
+    preactivations = "preactivations"
+    kernels = "kernels"
+
+
 @app.callback()
 def _root() -> None:
     """Keep `compare` a subcommand although it is the only one."""
@@ -58,7 +68,10 @@ def compare_command(
         int, typer.Option(help="Number of patterns P; for digits an even number.")
     ] = 4,
     steps: Annotated[int, typer.Option(help="Number of steps T; for digits 1, 2, 4 or 8.")] = 4,
-    width: Annotated[int, typer.Option(help="Units per step N.")] = 128,
+    width: Annotated[int, typer.Option(help="Units per step N.")] = 256,
+    space: Annotated[
+        SpaceName, typer.Option(help="Coordinates to sample in; all are exact.")
+    ] = SpaceName.auto,
     activation: Annotated[str, typer.Option(help="Activation; theory covers 'linear'.")] = "linear",
     sharing: Annotated[
         list[str] | None,
@@ -93,6 +106,7 @@ def compare_command(
             jax.random.fold_in(jax.random.key(seed), k),
             network,
             problem,
+            space=space.value,
             num_warmup=warmup,
             num_samples=draws,
             num_chains=chains,
@@ -100,7 +114,11 @@ def compare_command(
         file = out / f"draws_{pattern.replace(',', '')}.nc"
         run.to_netcdf(file, engine="h5netcdf")
         results[name] = compare(run, theory)
-        _err.print(f"  sampled {chains * draws} draws, kept in {file}")
+        made = settings(run)
+        _err.print(
+            f"  sampled {chains * draws} draws in space {made['space']} ({made['space_reason']}), "
+            f"{made['seconds']:.0f} s, kept in {file}"
+        )
     page = report(results, out / "report.html")
     _show(results)
     _out.print(f"Report: {page}  ({time.time() - began:.0f} s)")

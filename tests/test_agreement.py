@@ -29,7 +29,7 @@ def corrected_z(cmp: bk.Comparison) -> np.ndarray:
     return (cmp.kernel - kernel - shift) / np.sqrt(cmp.mcse**2 + left_over**2)
 
 
-@pytest.mark.statistics
+@pytest.mark.long
 @pytest.mark.parametrize("space", ["weights", "kernels"])
 @pytest.mark.parametrize("case", CASES)
 def test_samples_agree_with_theory_at_finite_width(case, space):
@@ -59,7 +59,7 @@ def test_samples_agree_with_theory_at_finite_width(case, space):
     assert diagonal.std(axis=(0, 1)) == pytest.approx(expected, rel=0.2)
 
 
-@pytest.mark.statistics
+@pytest.mark.long
 def test_outputs_agree_with_theory():
     task = bk.tasks.sine(2, 3, supervised=[1, 3])
     network = bk.Network(WIDTH, "linear", "tied", noise=0.3)

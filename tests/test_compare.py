@@ -158,7 +158,7 @@ def command(*arguments, cwd):
 
 
 def test_command_line_compares_and_reports(tmp_path):
-    options = "--task sine --patterns 2 --steps 3 --width 24 --draws 100 --warmup 100 --chains 2"
+    options = "--task sine --patterns 2 --steps 3 --width 24 --space weights --draws 100 --warmup 100 --chains 2"
     done = command("compare", *options.split(), "--out", "results", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "RNN (tied) sampled" in done.stdout

@@ -15,6 +15,7 @@ from bayeskernel.inference import conditional, preactivations, weights
 from bayeskernel.meanfield import free_energy, solve
 from bayeskernel.network import StepLabels
 
+from . import test_kernels
 from .inference import test_conditional, test_kernel_space, test_preactivations, test_weights
 from .meanfield import test_linear
 
@@ -29,6 +30,9 @@ def general_task():
 
 
 CHECKS = {
+    "K by entry": lambda: test_kernels.test_preactivation_kernel_entry_by_entry(
+        general_task(), None
+    ),
     "weights: density": lambda: test_weights.test_model_is_its_definition(
         "erf", "mean_field", general_task(), None
     ),
@@ -78,7 +82,7 @@ def without_last_pattern(given):
 
 def exchanged_masks(labels):
     recurrent, inputs, readout = _masks(labels)
-    return readout, inputs, recurrent
+    return inputs, readout, recurrent
 
 
 def without_log_determinant(kernel, at, given):
@@ -98,6 +102,7 @@ MUTANTS = {
     ],
     "recurrent std + 5 %": [
         *everywhere("kernel_map", scaled_map("recurrent", 1.05**2)),
+        (test_kernels, "kernel_map", scaled_map("recurrent", 1.05**2)),
         (weights, "data", scaled_data(lambda d: d._replace(scales=d.scales.at[0].multiply(1.05)))),
     ],
     "masks exchanged": [
@@ -128,7 +133,7 @@ EXPECTED = {
                     "theory: table 1", "theory: untied gain"},
     "recurrent std + 5 %": {"weights: density", "pre-activations: density", "kernels: density",
                             "theory: table 1", "theory: untied gain"},
-    "masks exchanged": {"weights: density", "pre-activations: density", "kernels: density"},
+    "masks exchanged": {"K by entry", "weights: density", "pre-activations: density", "kernels: density"},
     "one pattern dropped": {"weights: density", "pre-activations: density", "kernels: density",
                             "readout conditional"},
     "log determinant missing": {"pre-activations: density", "kernels: density"},

@@ -59,7 +59,7 @@ def test_training_patterns_predict_themselves(general_task, double):
     assert again["output"].to_numpy() == pytest.approx(stored, abs=1e-6)
 
 
-@pytest.mark.statistics
+@pytest.mark.long
 @pytest.mark.parametrize("activation", ["erf", "linear"])
 def test_all_spaces_predict_the_same(activation):
     """Mean and variance of outputs for new patterns, weights against the other spaces."""

@@ -37,6 +37,7 @@ def test_table_1(table1_task):
     assert matrix(saddle.kernel)[0, 1] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("steps", "critical"), [(3, 2.9345), (4, 1.6853), (5, 1.2696)])
 def test_table_3(steps, critical):
     """Coherence sets in at the critical signal; the untied gain there is (T-1)/(T-2)."""
@@ -53,6 +54,7 @@ def test_table_3(steps, critical):
     assert gain[0] == pytest.approx((steps - 1) / (steps - 2))
 
 
+@pytest.mark.long
 def test_first_order_transition_keeps_both_branches():
     """T = 8: coherence exists below the point where the incoherent solution loses stability."""
     y = 0.98 * closed_forms.first_lag_critical_signal(8, 0.3)
@@ -148,6 +150,7 @@ def test_standard_scaling_keeps_the_prior_and_predicts_like_a_gaussian_process(g
         assert theory.output[..., o].ravel() == pytest.approx(mean, rel=1e-8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sharing", SHARINGS)
 def test_permuting_patterns_permutes_kernels(sharing):
     rng = np.random.default_rng(5)
@@ -159,6 +162,7 @@ def test_permuting_patterns_permutes_kernels(sharing):
     assert moved == pytest.approx(C[:, order][:, :, :, order], rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.long
 def test_duplicate_patterns_share_their_kernel_and_their_evidence():
     """Two copies with targets y and noise kappa act like one pattern with noise kappa / 2."""
     x, network = np.array([[1.0, 0.5], [0.2, -1.0]]), bk.Network(64, "linear", noise=0.4)
@@ -170,6 +174,7 @@ def test_duplicate_patterns_share_their_kernel_and_their_evidence():
     assert copies[:, :2][..., 2:] == pytest.approx(copies[:, :2][..., :2], rel=1e-7, abs=1e-9)
 
 
+@pytest.mark.long
 def test_more_patterns_than_features():
     task = bk.tasks.digits(patterns_per_class=12, steps=8)  # 24 patterns, 8 features a step
     theory = bk.solve(bk.Network(512, "linear"), task)
@@ -224,6 +229,7 @@ class TestPredict:
         assert again.mean == pytest.approx(theory.output, rel=1e-7, abs=1e-9)
         assert again.kernel == pytest.approx(theory.kernel, rel=1e-7, abs=1e-9)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("sharing", SHARINGS)
     def test_new_patterns_are_unsupervised_sites(self, sharing, general_task):
         """Solving with the new patterns added, unsupervised, must give the same kernels."""
