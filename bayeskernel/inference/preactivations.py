@@ -124,6 +124,8 @@ def _preactivation_rows(activities: jax.Array, t: int, width: int, map_: KernelM
 
 def _root(covariance: jax.Array, pivots: list[int]) -> jax.Array:
     """A with A A^T = covariance and as many columns as pivots; Cholesky where all sites are pivots."""
+    if covariance.shape == (1, 1) and pivots:
+        return jnp.sqrt(covariance)  # a LAPACK call costs more than a whole step of a small task
     if len(pivots) == covariance.shape[0]:
         return jnp.linalg.cholesky(covariance)
     index = np.array(pivots, int)

@@ -45,6 +45,10 @@ _Root = tuple[jax.Array, jax.Array]
 _Rows = tuple[jax.Array, jax.Array, jax.Array]
 
 
+# With as many patterns, matrix products outweigh compiling every step on its own.
+_LARGE_BLOCK = 24
+
+
 class LinearProblem(NamedTuple):
     """Everything F depends on, as arrays.
 
@@ -131,19 +135,27 @@ def causal_root(Q: jax.Array, problem: LinearProblem) -> CausalRoot:
 
     C[t,<=t] = A[t,<=t] Q A[<=t,<=t]^T makes K[t+1,.] known, which gives the next rows of A.
     """
+    if np.shape(problem.map_.input)[1] >= _LARGE_BLOCK:
+        return _unrolled_root(Q, problem)
 
-    def step(carry: _Rows, t: jax.Array) -> tuple[_Rows, None]:
+    def step(carry: _Rows, t: jax.Array) -> tuple[_Rows, jax.Array]:
         before, A, Y = carry
         A, Y = _append(A, Y, _preactivation_rows(before, t, problem.map_), t, problem)
         patterns = problem.innovations.shape[1]
         rows = jax.lax.dynamic_slice_in_dim(A, t * patterns, patterns)
-        return (rows @ Q @ A.T, A, Y), None
+        now = rows @ Q @ A.T
+        return (now, A, Y), now
 
     steps, patterns = np.shape(problem.map_.input)[:2]
     A, Y = _empty(problem)
     start = (jnp.zeros((patterns, steps * patterns)), A, Y)
-    (_, A, Y), _ = jax.lax.scan(step, start, jnp.arange(steps))
-    return CausalRoot(A @ Q @ A.T, A, Y)
+    (_, A, Y), blocks = jax.lax.scan(step, start, jnp.arange(steps))
+    # Rows hold the entries with s <= t; those with s > t are their mirror.
+    lower = blocks.reshape(steps, patterns, steps, patterns)
+    past = jnp.tri(steps, k=-1)[:, None, :, None]
+    own = jnp.eye(steps)[:, None, :, None]
+    C = own * lower + past * lower + (past * lower).transpose(2, 3, 0, 1)
+    return CausalRoot(C.reshape(steps * patterns, -1), A, Y)
 
 
 @jax.jit
@@ -202,6 +214,30 @@ def _whitened_targets(kernel: jax.Array, problem: LinearProblem) -> tuple[jax.Ar
     factors = jnp.linalg.cholesky(output_covariances(kernel, problem.map_, problem.data))
     targets = jnp.asarray(problem.data.targets).T
     return jax.vmap(lambda L, y: solve_triangular(L, y, lower=True))(factors, targets), factors
+
+
+def _unrolled_root(Q: jax.Array, problem: LinearProblem) -> CausalRoot:
+    """`causal_root` on blocks that grow with the steps: no work on zeros, but code for every step."""
+    steps, patterns = np.shape(problem.map_.input)[:2]
+    recurrent = jnp.asarray(problem.map_.recurrent)[:, 0, :, 0]
+    A, Y, C = jnp.zeros((0, 0)), jnp.zeros((0, 0)), jnp.zeros((0, 0))
+    for t in range(steps):
+        B, dual = jnp.asarray(problem.innovations)[t], jnp.asarray(problem.dual)[t]
+        rows = jnp.asarray(problem.map_.input)[t, :, : t + 1].reshape(patterns, -1)
+        if t:
+            scale = jnp.repeat(recurrent[t, 1 : t + 1], patterns)
+            rows = rows.at[:, patterns:].add(scale * C[-patterns:])
+        past = rows[:, : t * patterns] @ Y.T
+        own = rows[:, t * patterns :] - past @ past.T
+        padding = jnp.diag(jnp.asarray(problem.padding)[t])
+        factor = jnp.linalg.cholesky(dual @ own @ dual.T + padding)
+        new = solve_triangular(factor, dual, lower=True)
+        A = jnp.block([[A, jnp.zeros((A.shape[0], B.shape[1]))], [past, B @ factor]])
+        Y = jnp.block([[Y, jnp.zeros((Y.shape[0], patterns))], [-(new @ past) @ Y, new]])
+        size = A.shape[1]
+        now = A[-patterns:] @ Q[:size, :size] @ A.T
+        C = jnp.block([[C, now[:, : t * patterns].T], [now]])
+    return CausalRoot(C, A, Y)
 
 
 def _empty(problem: LinearProblem) -> tuple[jax.Array, jax.Array]:

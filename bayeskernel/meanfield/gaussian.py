@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import eigh_tridiagonal, lu_factor, lu_solve
 from scipy.optimize import minimize as scipy_minimise
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 
 from bayeskernel.meanfield.free_energy import (
     LinearProblem,
@@ -78,10 +78,11 @@ class Stationary(NamedTuple):
 # Below this share of the trust region a step means rounding errors, not progress.
 _SMALLEST_RADIUS = 1e-12
 # From this size on first derivatives, at a fifth of a Hessian product's cost, bring the kernel close.
-_LARGE = 100
-_CLOSE = 1e-5
+LARGE = 100
 # Hessians with up to this many coordinates are diagonalised; larger ones go to Lanczos.
 _DENSE_COORDINATES = 500
+_KRYLOV = 30
+_RITZ_ACCURACY = 0.02
 # Curvature above -this is stable within the solver's accuracy.
 _FLAT = 1e-6
 Progress = Callable[[str, int, float], None]
@@ -97,12 +98,10 @@ def minimise(
 ) -> Stationary:
     """Follow F downhill from ``start`` (whitened, (size, size)) to a stationary point."""
     factor = jnp.linalg.cholesky(jnp.asarray(start))
-    if len(start) > _LARGE:
-        factor = _approach(factor, problem, progress)
     largest = np.sqrt(start.shape[0])
     radius, status, steps = min(1.0, largest), Status.MAX_STEPS, 0
     for steps in range(max_steps + 1):
-        step = _newton_step(factor, radius, problem)
+        step = _newton_step(factor, radius, tolerance, problem)
         if progress is not None:
             progress("Newton", steps, float(step.residual))
         if not 0 <= step.residual < np.inf:
@@ -162,8 +161,11 @@ def all_branches(
     """
     queue, found = list(starts), list[Stationary]()
     while queue:
+        start = approach(queue.pop(0), problem, progress)
+        if start.shape[0] > LARGE and any(same(start, other.Q) for other in found):
+            continue
         point = minimise(
-            queue.pop(0), problem, tolerance=tolerance, max_steps=max_steps, progress=progress
+            start, problem, tolerance=tolerance, max_steps=max_steps, progress=progress
         )
         if any(same(point.Q, other.Q) for other in found):
             continue
@@ -189,36 +191,49 @@ def retract(factor: jax.Array | Floats, xi: jax.Array | Floats) -> jax.Array:
     return jnp.asarray(factor @ middle @ factor.T)
 
 
-def _approach(factor: jax.Array, problem: LinearProblem, progress: Progress | None) -> jax.Array:
-    """Minimise F(M M^T) over square M by L-BFGS, to where Newton's method converges quadratically."""
-    size, steps = factor.shape[0], 0
+def approach(
+    start: Floats,
+    problem: LinearProblem,
+    progress: Progress | None = None,
+    *,
+    accuracy: float = 1e-6,
+) -> Floats:
+    """Minimise F(M M^T) over square M by L-BFGS, to where Newton's method converges quadratically.
+
+    ``accuracy`` bounds the largest entry of the gradient.
+    Small problems (size <= `LARGE`) are returned as they are: Newton's method alone is faster.
+    """
+    size, steps = start.shape[0], 0
+    if size <= LARGE:
+        return start
 
     def objective(flat: Floats) -> tuple[float, Floats]:
         nonlocal steps
-        value, gradient = _square_root_gradient(flat.reshape(size, size), problem)
+        M = flat.reshape(size, size)
+        data_part, data_gradient = _data_gradient(M, problem)
+        factors = lu_factor(M)
+        log_det = np.sum(np.log(np.abs(np.diag(factors[0]))))
         steps += 1
-        if progress is not None:
-            progress("L-BFGS", steps, float(jnp.max(jnp.abs(gradient))))
         # A line search backs off from points outside the domain.
-        return (
-            (float(value), np.asarray(gradient).ravel())
-            if np.isfinite(value)
-            else (1e300, 0 * flat)
-        )
+        if not np.isfinite(data_part - log_det):
+            return 1e300, 0 * flat
+        value = float(data_part) + (np.sum(M**2) - size) / 2 - log_det
+        gradient = np.asarray(data_gradient) + M - lu_solve(factors, np.eye(size)).T
+        if progress is not None:
+            progress("L-BFGS", steps, float(np.max(np.abs(gradient))))
+        return value, gradient.ravel()
 
-    options = {"maxiter": 500, "maxcor": 20, "gtol": _CLOSE, "ftol": 0.0}
-    end = scipy_minimise(
-        objective, np.asarray(factor).ravel(), jac=True, method="L-BFGS-B", options=options
-    )
+    options = {"maxiter": 500, "maxcor": 8, "gtol": accuracy, "ftol": 0.0}
+    factor = np.linalg.cholesky(start).ravel()
+    end = scipy_minimise(objective, factor, jac=True, method="L-BFGS-B", options=options)
     M = end.x.reshape(size, size)
-    return jnp.linalg.cholesky(jnp.asarray(M @ M.T))
+    return np.asarray(M @ M.T)
 
 
 @jax.jit
-def _square_root_gradient(M: jax.Array, problem: LinearProblem) -> tuple[jax.Array, jax.Array]:
+def _data_gradient(M: jax.Array, problem: LinearProblem) -> tuple[jax.Array, jax.Array]:
     def value(M: jax.Array) -> jax.Array:
-        prior_part = (jnp.sum(M**2) - M.shape[0]) / 2 - jnp.linalg.slogdet(M)[1]
-        return prior_part + problem.data_weight * data_energy(to_kernel(M @ M.T, problem), problem)
+        return problem.data_weight * data_energy(to_kernel(M @ M.T, problem), problem)
 
     return jax.value_and_grad(value)(M)
 
@@ -251,18 +266,21 @@ def _local(factor: jax.Array, problem: LinearProblem) -> Callable[[jax.Array], j
 
 
 @jax.jit
-def _newton_step(factor: jax.Array, radius: float, problem: LinearProblem) -> _Step:
+def _newton_step(
+    factor: jax.Array, radius: float, tolerance: float, problem: LinearProblem
+) -> _Step:
     local = _local(factor, problem)
     origin = jnp.zeros_like(factor)
     value, gradient = jax.value_and_grad(local)(origin)
     _, hessian = jax.linearize(jax.grad(local), origin)
-    xi, predicted = _truncated_newton(gradient, hessian, radius)
+    residual = 2 * jnp.max(jnp.abs(gradient))
+    xi, predicted = _truncated_newton(gradient, hessian, radius, residual < tolerance)
     Q = retract(factor, xi)
     trial = whitened_free_energy(Q, problem)
     return _Step(
         jnp.linalg.cholesky(Q),
         value,
-        2 * jnp.max(jnp.abs(gradient)),
+        residual,
         jnp.linalg.norm(xi),
         predicted,
         value - trial,
@@ -270,7 +288,10 @@ def _newton_step(factor: jax.Array, radius: float, problem: LinearProblem) -> _S
 
 
 def _truncated_newton(
-    gradient: jax.Array, hessian: Callable[[jax.Array], jax.Array], radius: float
+    gradient: jax.Array,
+    hessian: Callable[[jax.Array], jax.Array],
+    radius: float,
+    converged: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Steihaug's conjugate gradients: minimise g.p + p.H.p/2 within |p| <= radius."""
     target = jnp.minimum(0.1, jnp.sqrt(jnp.linalg.norm(gradient))) * jnp.linalg.norm(gradient)
@@ -296,7 +317,7 @@ def _truncated_newton(
         return State(s.p + alpha * s.d, s.Hp + alpha * Hd, r, d, s.iteration + 1, done)
 
     zero = jnp.zeros_like(gradient)
-    start = State(zero, zero, gradient, -gradient, jnp.array(0), jnp.linalg.norm(gradient) == 0)
+    start = State(zero, zero, gradient, -gradient, jnp.array(0), converged)
     end = jax.lax.while_loop(lambda s: ~s.done & (s.iteration < most), body, start)
     return end.p, -jnp.sum(end.p * gradient) - jnp.sum(end.p * end.Hp) / 2
 
@@ -345,21 +366,22 @@ def lowest_curvature(factor: jax.Array, problem: LinearProblem) -> tuple[float, 
 
 
 def _lanczos(factor: jax.Array, problem: LinearProblem) -> tuple[float, Floats]:
+    """Lowest Ritz pair after at most `_KRYLOV` Hessian products, with full reorthogonalisation."""
     size = factor.shape[0]
-
-    def apply(flat: Floats) -> Floats:
-        v = flat.reshape(size, size)
-        # Antisymmetric parts are pushed far up so that they never are the lowest.
-        return np.asarray(hessian_vector(factor, (v + v.T) / 2, problem) + 1e3 * (v - v.T)).ravel()
-
-    start = np.random.default_rng(0).normal(size=(size, size))
-    operator = LinearOperator((size**2, size**2), matvec=apply, dtype=np.float64)
-    try:
-        values, vectors = eigsh(
-            operator, k=1, which="SA", v0=(start + start.T).ravel(), tol=1e-3, maxiter=200
-        )
-    except ArpackNoConvergence as error:
-        values, vectors = error.eigenvalues, error.eigenvectors
-        if not len(values):
-            return float("nan"), np.zeros((size, size))
-    return float(values[0]), vectors[:, 0].reshape(size, size)
+    v = np.random.default_rng(0).normal(size=(size, size))
+    basis, diagonal, beside = list[Floats](), list[float](), list[float]()
+    v = v + v.T
+    for _ in range(_KRYLOV):
+        basis.append(v / np.linalg.norm(v))
+        w = np.array(hessian_vector(factor, jnp.asarray(basis[-1]), problem))
+        w = (w + w.T) / 2
+        diagonal.append(float(np.sum(w * basis[-1])))
+        for b in basis:
+            w = w - np.sum(w * b) * b
+        values, vectors = eigh_tridiagonal(np.array(diagonal), np.array(beside))
+        beside.append(float(np.linalg.norm(w)))
+        # The residual of the Ritz pair bounds its distance to an eigenvalue.
+        if beside[-1] * abs(vectors[-1, 0]) < _RITZ_ACCURACY * abs(values[0]):
+            break
+        v = w
+    return float(values[0]), np.tensordot(vectors[:, 0], np.stack(basis), axes=1)

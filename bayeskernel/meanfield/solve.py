@@ -24,10 +24,12 @@ from bayeskernel.meanfield.free_energy import (
     whiten,
 )
 from bayeskernel.meanfield.gaussian import (
+    LARGE,
     Progress,
     Stationary,
     Status,
     all_branches,
+    approach,
     is_stable,
 )
 from bayeskernel.meanfield.predict import Prediction, predict_linear, training_output
@@ -39,6 +41,8 @@ Floats = NDArray[np.float64]
 # A second start comes down from targets twice as strong: it finds the coherent branch where it
 # coexists with the incoherent one.
 _STRONG_SIGNAL = 2.0
+# Of a large problem the stronger one is solved only as far as a start needs.
+_ROUGHLY = 1e-3
 # Two kernels closer than this, relative to their norm, are one solution.
 _SAME = 1e-4
 
@@ -234,7 +238,13 @@ def solve(
         starts = [prior]
         if problem.data_weight and np.any(problem.data.targets):
             strong = problem.data._replace(targets=_STRONG_SIGNAL * problem.data.targets)
-            starts.append(descend([prior], problem._replace(data=strong))[0].Q)
+            above = problem._replace(data=strong)
+            large = problem.size > LARGE
+            starts.append(
+                approach(prior, above, progress, accuracy=_ROUGHLY)
+                if large
+                else descend([prior], above)[0].Q
+            )
         found = descend(starts, problem)
         branches = tuple(_branch(point, canonical(kernel_of(point.Q), symmetry)) for point in found)
         return _mean_field(network, task, branches, problem)

@@ -26,7 +26,7 @@ from bayeskernel.inference import chains, rotation, weights
 from bayeskernel.inference.run import _choose, _sampler
 from bayeskernel.kernels import representational_kernel
 
-WIDTHS = (128, 256, 512, 2048)
+WIDTHS = (256, 2048, 128, 512)
 WARMUP = 300
 
 
@@ -187,28 +187,32 @@ METHODS: dict[str, Callable[[bk.Network, bk.Task], Method]] = {
 }
 
 
-def measure(method: Method, chains_: int, seconds: float) -> tuple[float, np.ndarray, float]:
-    """Warm-up seconds, kernels (chain, draw, ...), sampling seconds."""
-    keys = jax.random.split(jax.random.key(1), chains_)
+def measure(method: Method, seconds: float) -> tuple[float, list[tuple[np.ndarray, float]]]:
+    """Warm-up seconds of one chain, then kernels (chain, draw, ...) and seconds of one and two chains."""
 
-    def sample(state: Any) -> np.ndarray:
+    def sample(state: Any) -> tuple[Any, np.ndarray]:
         began, parts, n = time.perf_counter(), [], 1
         while time.perf_counter() - began < seconds:
             at = time.perf_counter()
             state, kernels = method.advance(state, n)
             n = int(np.clip(seconds / 20 / max((time.perf_counter() - at) / n, 1e-6), 1, 500))
             parts.append(kernels)
-        return np.concatenate(parts)
+        return state, np.concatenate(parts)
 
     began = time.perf_counter()
-    states = [jax.block_until_ready(method.start(key)) for key in keys]
-    for size in (1, 50):
-        method.advance(states[0], size) if size == 1 or seconds > 5 else None
-    warm, began = time.perf_counter() - began, time.perf_counter()
-    with ThreadPoolExecutor(chains_) as pool:
-        drawn = list(pool.map(sample, states))
-    count = min(map(len, drawn))
-    return warm, np.stack([d[:count] for d in drawn]), time.perf_counter() - began
+    states = [
+        method.advance(method.start(key), 1)[0] for key in jax.random.split(jax.random.key(1))
+    ]
+    warm, results = (time.perf_counter() - began) / len(states), []
+    for count in (1, 2):
+        began = time.perf_counter()
+        with ThreadPoolExecutor(count) as pool:
+            ended = list(pool.map(sample, states[:count]))
+        spent = time.perf_counter() - began
+        states[:count] = [state for state, _ in ended]
+        shortest = min(len(kernels) for _, kernels in ended)
+        results.append((np.stack([kernels[:shortest] for _, kernels in ended]), spent))
+    return warm, results
 
 
 def summary(
@@ -233,18 +237,16 @@ def main(seconds: float) -> None:
     for name, task, width in cases:
         network = bk.Network(width, "erf", noise=0.1)
         symmetry = sign_symmetry(network, task)
-        long = METHODS["pre-activations, HMC"](network, task)
-        _, kernels, _ = measure(long, 2, 2 * seconds)
-        first = kernels[0, -1]
-        reference = flip_kernel(kernels, align(kernels, first, symmetry)[0]).mean((0, 1))
+        _, ((first, _), (kernels, _)) = measure(
+            METHODS["pre-activations, HMC"](network, task), 2 * seconds
+        )
+        reference = flip_kernel(kernels, align(kernels, first[0, -1], symmetry)[0]).mean((0, 1))
         _, truth, truth_error = summary(kernels, reference, symmetry)
         for method_name, make in METHODS.items():
             if width > 1000 and method_name.startswith("weights") and "NUTS" in method_name:
                 continue  # a warm-up alone would take a quarter of an hour
-            method = make(network, task)
-            warm, single, spent = measure(method, 1, seconds)
+            warm, ((single, spent), (double, spent2)) = measure(make(network, task), seconds)
             ess, mean, error = summary(single, reference, symmetry)
-            _, double, spent2 = measure(method, 2, seconds)
             ess2, _, _ = summary(double, reference, symmetry)
             bias = np.nanmax(np.abs(mean - truth) / np.hypot(error, truth_error))
             rate = f"{ess / spent:.3g} | {ess2 / spent2:.3g}" if ess >= 20 else "not converged | -"

@@ -7,6 +7,7 @@ import bayeskernel as bk
 from bayeskernel.errors import InputError
 from bayeskernel.kernels import kernel_map, output_covariances, preactivation_kernel, supervision
 from bayeskernel.meanfield import free_energy as fe
+from bayeskernel.meanfield import gaussian
 from bayeskernel.meanfield.gaussian import Status, dense_hessian, minimise, retract, symmetric_basis
 
 from . import closed_forms
@@ -298,3 +299,21 @@ def test_sequence_task_is_interpolated_by_sharing_alone():
     error = np.sqrt(np.mean((tied - truth)[held_out] ** 2))
     assert error < 0.4 * np.sqrt(np.mean(truth[held_out] ** 2))
     assert np.abs(untied[held_out]).max() < 1e-6
+
+
+@pytest.mark.long
+def test_large_problems_take_another_way_to_the_same_kernel(monkeypatch):
+    """L-BFGS with growing blocks (large tasks) against Newton's method with a scan (small tasks)."""
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(size=(4, 26, 30)), np.full((4, 26), np.nan)
+    targets[3] = rng.normal(size=26)
+    network, task = bk.Network(512, "linear", [0, 0, 0, 1], noise=0.2), bk.Task(inputs, targets)
+    large = bk.solve(network, task)
+    monkeypatch.setattr(gaussian, "LARGE", 10**6)
+    monkeypatch.setattr(fe, "_LARGE_BLOCK", 10**6)
+    jax.clear_caches()
+    small = bk.solve(network, task)
+    assert large.converged
+    assert small.converged
+    assert large.free_energy == pytest.approx(small.free_energy, rel=1e-10)
+    assert large.kernel == pytest.approx(small.kernel, rel=1e-5, abs=1e-5)
