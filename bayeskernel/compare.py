@@ -5,7 +5,8 @@ For a kernel entry with sampled mean m, Monte-Carlo standard error e and theory 
     z = (m - c) / sqrt(e^2 + s^2 + t^2),
 
 where s is the finite-width scale: the size of the leading 1/N shift of the posterior mean that theory
-predicts (docs/theory, "Fluctuations"), and t the theory's own Monte-Carlo error. No tolerance enters.
+predicts (docs/theory, "Fluctuations"; estimated from the draws for kernels of rank above 64), and t the
+theory's own Monte-Carlo error. No tolerance enters.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class Comparison:
         What was compared.
     table
         One row per distinct kernel entry (indexed by step, pattern, other_step, other_pattern):
-        sampled, mcse, ess, theory, theory_std (posterior standard deviation at this width),
-        finite_width (size of the 1/N shift), z.
+        sampled, mcse, ess, theory, theory_std (posterior standard deviation at this width; NaN for
+        kernels of rank above 64), finite_width (size of the 1/N shift), z.
     kernel
         Sampled mean kernel after sign alignment, shape (T, P, T, P).
     mcse
@@ -152,7 +153,7 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
     outputs = draws["posterior"]["output"].to_numpy() * output_signs[..., None, None]
     mean, mcse, ess = _summary(aligned, SITES)
     output, output_mcse, _ = _summary(outputs, ("step", "pattern", "output_unit"))
-    std, shift = _finite_width(theory)
+    std, shift = _finite_width(theory, aligned)
     error = np.sqrt(mcse**2 + shift**2 + theory.monte_carlo_error**2)
     difference = mean - theory.kernel
     # Entries without any error (silent units) agree exactly or not at all.
@@ -163,7 +164,7 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
         "ess": ess,
         "theory": theory.kernel,
         "theory_std": std,
-        "finite_width": np.abs(shift),
+        "finite_width": shift,
         "z": z,
     }
     return Comparison(
@@ -196,11 +197,20 @@ def _summary(values: np.ndarray, dims: tuple[str, ...]) -> tuple[Floats, Floats,
     )
 
 
-def _finite_width(theory: MeanField) -> tuple[Floats, Floats]:
+def _finite_width(theory: MeanField, aligned: Floats) -> tuple[Floats, Floats]:
+    """Standard deviation of each entry and size of its 1/N shift, from theory where it has them.
+
+    Where it does not (kernels of rank above 64), the draws' own spread gives the order of magnitude:
+    variance over the size of the entry's diagonal, which is of order 1/N as the shift is.
+    """
     try:
-        return theory.kernel_std(), theory.kernel_shift()
-    except FluctuationError as error:
-        raise InputError("theory", "a solution with known fluctuations", error) from error
+        return theory.kernel_std(), np.abs(theory.kernel_shift())
+    except FluctuationError:
+        variance = aligned.var(axis=(0, 1))
+        size = np.sqrt(np.einsum("tata->ta", theory.kernel))
+        scale = np.einsum("ta,sb->tasb", size, size)
+        shift = np.divide(variance, scale, out=np.zeros_like(variance), where=scale > 0)
+        return np.full_like(variance, np.nan), shift
 
 
 def _table(columns: dict[str, Floats]) -> pd.DataFrame:

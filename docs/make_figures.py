@@ -15,7 +15,9 @@ def kernels() -> None:
     results = {}
     for name, sharing in (("RNN", "tied"), ("DNN", "untied")):
         network = bk.Network(128, "linear", sharing, noise=0.3)
-        draws = bk.sample(jax.random.key(0), network, task, num_warmup=200, num_samples=200)
+        draws = bk.sample(
+            jax.random.key(0), network, task, space="weights", num_warmup=200, num_samples=200
+        )
         results[name] = bk.compare(draws, bk.solve(network, task))
     bk.plots.plot_comparison(results).savefig(FOLDER / "kernels.png", dpi=110)
 

@@ -14,6 +14,7 @@ import bayeskernel as bk
 from bayeskernel.errors import InputError
 from bayeskernel.gauge import flip_kernel
 from bayeskernel.inference.record import to_datatree
+from bayeskernel.meanfield import fluctuations
 
 NETWORK = bk.Network(256, "linear", noise=0.5)
 TASK = bk.tasks.endpoint([[1.0]], [4.5], 3)
@@ -74,6 +75,19 @@ def test_a_difference_is_found(theory):
 def test_chains_of_opposite_sign_are_aligned(theory):
     cmp = bk.compare(fake_draws(theory, flips=True), theory)
     assert cmp.flipped == 0.25
+    assert cmp.agrees
+
+
+def test_large_kernels_take_their_finite_width_scale_from_the_draws(theory, monkeypatch):
+    monkeypatch.setattr(fluctuations, "MOST_COORDINATES", 0)
+    large = bk.solve(NETWORK, TASK)
+    cmp = bk.compare(fake_draws(theory), large)
+    row = cmp.table.loc[(2, 0, 3, 0)]
+    size = np.sqrt(theory.kernel[1, 0, 1, 0] * theory.kernel[2, 0, 2, 0])
+    assert row["finite_width"] == pytest.approx(
+        theory.kernel_std()[1, 0, 2, 0] ** 2 / 2 / size, rel=0.1
+    )
+    assert np.isnan(row["theory_std"])
     assert cmp.agrees
 
 
