@@ -30,8 +30,14 @@ def corrected_z(cmp: bk.Comparison) -> np.ndarray:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("space", ["weights", "kernels"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "space"),
+    [
+        *((case, "weights") for case in CASES),
+        ("above, tied", "kernels"),
+        ("digits, blocks", "kernels"),
+    ],
+)
 def test_samples_agree_with_theory_at_finite_width(case, space):
     task, sharing, noise = CASES[case]
     network = bk.Network(WIDTH, "linear", sharing, noise=noise)
