@@ -20,6 +20,7 @@ TASKS = {
 SHARINGS = ["tied", "untied", [0, 0, 1, 1], bk.Sharing("tied", "tied", "untied")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sharing", SHARINGS, ids=str)
 @pytest.mark.parametrize("task", TASKS)
 def test_group_is_exactly_the_flips_weights_can_undo(task, sharing, double):

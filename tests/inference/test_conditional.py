@@ -16,6 +16,7 @@ def run(network, task, **settings):
     return bk.sample(jax.random.key(3), network, task, **{**QUICK, **settings})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("space", ["preactivations", "weights"])
 @pytest.mark.parametrize("sharing", SHARINGS, ids=str)
 def test_weights_reproduce_preactivations_and_outputs(sharing, space, general_task, double):
@@ -40,6 +41,7 @@ def test_weights_reproduce_preactivations_and_outputs(sharing, space, general_ta
             )
 
 
+@pytest.mark.long
 def test_weights_given_prior_preactivations_are_prior_weights():
     """h from prior weights, then weights from h: the new weights must again be N(0, scale^2)."""
     task = bk.tasks.endpoint(np.random.default_rng(0).normal(size=(3, 4)), np.zeros(3), 3)
@@ -51,6 +53,7 @@ def test_weights_given_prior_preactivations_are_prior_weights():
     assert abs(scaled.var() - 1) < 5 * np.sqrt(2 / scaled.size)
 
 
+@pytest.mark.long
 def test_training_patterns_predict_themselves(general_task, double):
     network = bk.Network(16, "erf", SHARINGS[2])
     draws = run(network, general_task, space="preactivations", keep=("preactivations",))

@@ -16,6 +16,7 @@ TIED = bk.Sharing([0, 0, 0], [0, 0, 0], [0, 0, 0])
 MIXED = bk.Sharing([0, 0, 1], [0, 1, 1], [0, 0, 1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("sharing", "scaling", "width"),
     [

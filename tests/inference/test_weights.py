@@ -147,6 +147,7 @@ def test_preactivation_kernel_is_computed_from_the_kernel(run):
     assert pytest.approx(expected, abs=1e-6) == K
 
 
+@pytest.mark.long
 def test_weights_are_not_stored_unasked(table1_task):
     draws = bk.sample(jax.random.key(0), bk.Network(8, "linear"), table1_task, **QUICK)
     assert set(draws["posterior"].data_vars) == {"kernel", "output", "preactivation_kernel"}
@@ -179,6 +180,7 @@ def test_arviz_reads_the_tree(run):
     assert az.ess(draws["posterior"].to_dataset())["kernel"].shape == (3, 2, 3, 2)
 
 
+@pytest.mark.long
 def test_same_key_same_draws_and_labels_decide_sharing(table1_task):
     def kernels(sharing, seed=3):
         network = bk.Network(8, "linear", sharing)
@@ -191,6 +193,7 @@ def test_same_key_same_draws_and_labels_decide_sharing(table1_task):
     assert not np.array_equal(tied, kernels("tied", seed=4))
 
 
+@pytest.mark.long
 def test_one_step_knows_no_sharing():
     task = bk.tasks.endpoint([[1.0, 0.5]], [1.0], 1)
     tied, untied = (

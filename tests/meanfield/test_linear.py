@@ -68,6 +68,7 @@ def test_first_order_transition_keeps_both_branches():
     assert abs(bk.coherence(other.kernel)[0, 1]) < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_untied_endpoint_gain_is_equal_at_every_step(steps):
     scales = {"recurrent_std": 1.2, "input_std": 0.8, "readout_std": 1.5}
@@ -124,6 +125,7 @@ def test_equal_and_distinct_labels_are_tied_and_untied(general_task):
     assert np.array_equal(kernel("untied"), kernel([3, 1, 0, 2]))
 
 
+@pytest.mark.long
 def test_one_step_knows_no_sharing():
     task = bk.Task(np.random.default_rng(0).normal(size=(1, 3, 5)), np.ones((1, 3)))
     tied, untied = (bk.solve(bk.Network(64, "linear", s), task) for s in ("tied", "untied"))
@@ -288,6 +290,7 @@ def test_bad_input_is_named(call, message, table1_task):
     assert message in str(caught.value)
 
 
+@pytest.mark.long
 def test_sequence_task_is_interpolated_by_sharing_alone():
     """Unsupervised steps: the RNN fills them in, the DNN predicts zero."""
     task = bk.tasks.sine(2, 6, supervised=[1, 2, 4, 6])
