@@ -21,8 +21,7 @@ def table1_task() -> bk.Task:
     return bk.tasks.endpoint([[1.0]], [4.5], steps=3)
 
 
-@pytest.fixture
-def general_task() -> bk.Task:
+def make_general_task() -> bk.Task:
     """Inputs at every step, two outputs, a supervision mask that differs between outputs."""
     rng = np.random.default_rng(7)
     targets = np.full((4, 2, 2), np.nan)
@@ -30,6 +29,11 @@ def general_task() -> bk.Task:
     targets[1, 0, 0] = 0.7
     targets[2, 1, 1] = -0.4
     return bk.Task(rng.normal(size=(4, 2, 3)), targets)
+
+
+@pytest.fixture
+def general_task() -> bk.Task:
+    return make_general_task()
 
 
 @pytest.fixture

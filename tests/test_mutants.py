@@ -6,7 +6,6 @@
 import contextlib
 
 import jax
-import numpy as np
 import pytest
 
 import bayeskernel as bk
@@ -16,18 +15,9 @@ from bayeskernel.meanfield import free_energy, solve
 from bayeskernel.network import StepLabels
 
 from . import test_kernels
+from .conftest import make_general_task as general_task
 from .inference import test_conditional, test_kernel_space, test_preactivations, test_weights
 from .meanfield import test_linear
-
-
-def general_task():
-    rng = np.random.default_rng(7)
-    targets = np.full((4, 2, 2), np.nan)
-    targets[3] = rng.normal(size=(2, 2))
-    targets[1, 0, 0] = 0.7
-    targets[2, 1, 1] = -0.4
-    return bk.Task(rng.normal(size=(4, 2, 3)), targets)
-
 
 CHECKS = {
     "K by entry": lambda: test_kernels.test_preactivation_kernel_entry_by_entry(

@@ -117,9 +117,7 @@ def predict(
     record.check_same_run(draws, network, task)
     new = _new_inputs(inputs, task)
     posterior = draws["posterior"].to_dataset()
-    if "recurrent_weights" in posterior or (
-        "input_weights" in posterior and "readout_weights" in posterior
-    ):
+    if "input_weights" in posterior:
         return record.dataset({"output": _from_weights(posterior, network, task, new)})
     keys = _keys(rng_key, draws)
     if "preactivation" in posterior:
