@@ -60,10 +60,10 @@ def kernel_map(network: Network, task: Task) -> KernelMap:
 
 def representational_kernel(activities: jax.Array) -> jax.Array:
     """C from activities phi(h) of shape (..., T, P, N)."""
-    return (
-        jnp.einsum("...tai,...sbi->...tasb", activities, activities, optimize=True)
-        / activities.shape[-1]
-    )
+    shape = activities.shape
+    flat = activities.reshape(*shape[:-3], shape[-3] * shape[-2], shape[-1])
+    kernel = flat @ jnp.swapaxes(flat, -1, -2) / shape[-1]
+    return kernel.reshape(*shape[:-1], *shape[-3:-1])
 
 
 def shift(kernel: jax.Array) -> jax.Array:

@@ -42,7 +42,7 @@ def model(at: Coordinates, given: Data) -> None:
     exact = jnp.sqrt(freedom / 2) * u - freedom / 2 * jnp.expm1(u * jnp.sqrt(2 / freedom))
     numpyro.factor("chi", jnp.sum(exact + u**2 / 2))
     B = factor({"below": below, "diagonal": u}, at)
-    kernel = preactivations.kernel_of(preactivations.preactivations(B, at, given), at)
+    _, kernel = preactivations.unfold(B, at, given)
     numpyro.deterministic("kernel", kernel)
     numpyro.factor("targets", preactivations.log_evidence(kernel, at, given))
 

@@ -86,19 +86,30 @@ def data(network: Network, task: Task) -> Data:
 
 def preactivations(z: jax.Array, at: Coordinates, given: Data) -> jax.Array:
     """Map z of shape (rank, N) to h of shape (T, P, N)."""
+    return unfold(z, at, given)[0]
+
+
+def unfold(z: jax.Array, at: Coordinates, given: Data) -> tuple[jax.Array, jax.Array]:
+    """Map z of shape (rank, N) to h of shape (T, P, N) and C of shape (T, P, T, P)."""
     steps, patterns = given.map_.input.shape[:2]
-    activities = jnp.zeros((0, patterns, z.shape[1]), z.dtype)
-    factor, used, out = jnp.zeros((0, 0), z.dtype), 0, []
+    # Lists, joined where a product needs them: the adjoint of slicing one array would add padded ones.
+    noise = jnp.split(z, np.cumsum([len(p) for p in at.pivots])[:-1])
+    activities: list[jax.Array] = []
+    overlaps = jnp.zeros((patterns, 0), z.dtype)  # C[t - 1, <t]
+    factor, used = jnp.zeros((0, 0), z.dtype), 0
+    out, lower = [], []
     sites: list[int] = []  # pivots of earlier steps, as flat sites
     for t in range(steps):
         own = slice(t * patterns, (t + 1) * patterns)
-        rows = _preactivation_rows(activities, t, at.net.width, given.map_)
+        rows = _preactivation_rows(overlaps, t, given.map_)
         past = solve_triangular(factor, rows[:, np.array(sites, int)].T, lower=True).T
         conditional = rows[:, own] - past @ past.T
         pivots = list(at.pivots[t])
         innovation = _root(conditional, pivots)
         count = len(pivots)
-        h = past @ z[:used] + innovation @ z[used : used + count]
+        h = innovation @ noise[t]
+        if used:
+            h = h + past @ jnp.concatenate(noise[:t])
         factor = jnp.block(
             [
                 [factor, jnp.zeros((used, count), z.dtype)],
@@ -107,18 +118,24 @@ def preactivations(z: jax.Array, at: Coordinates, given: Data) -> jax.Array:
         )
         sites += [own.start + a for a in pivots]
         used += count
-        activities = jnp.concatenate([activities, at.net.phi(h)[None]])
+        activities.append(at.net.phi(h))
+        # Plain products of matrices: contractions over more axes cost XLA three times as much.
+        overlaps = activities[-1] @ jnp.concatenate(activities).T / at.net.width
         out.append(h)
-    return jnp.stack(out)
+        lower.append(jnp.pad(overlaps, ((0, 0), (0, (steps - t - 1) * patterns))))
+    blocks = jnp.concatenate(lower)
+    earlier = np.kron(np.tri(steps, k=-1), np.ones((patterns, patterns))).astype(bool)
+    kernel = jnp.where(earlier.T, blocks.T, blocks)
+    return jnp.stack(out), kernel.reshape(steps, patterns, steps, patterns)
 
 
-def _preactivation_rows(activities: jax.Array, t: int, width: int, map_: KernelMap) -> jax.Array:
-    """K[t, <=t], shape (P, (t + 1) P), from activities at earlier steps (t, P, N)."""
+def _preactivation_rows(overlaps: jax.Array, t: int, map_: KernelMap) -> jax.Array:
+    """K[t, <=t], shape (P, (t + 1) P), from C[t - 1, <t] of shape (P, t P)."""
     patterns = map_.input.shape[1]
     rows = jnp.asarray(map_.input)[t, :, : t + 1]
     if t:
-        overlap = jnp.einsum("ai,sbi->asb", activities[-1], activities) / width
-        rows = rows.at[:, 1:].add(map_.recurrent[t, 0, 1 : t + 1, 0][:, None] * overlap)
+        mask = map_.recurrent[t, 0, 1 : t + 1, 0][:, None]
+        rows = rows.at[:, 1:].add(mask * overlaps.reshape(patterns, t, patterns))
     return rows.reshape(patterns, -1)
 
 
@@ -202,7 +219,7 @@ def _whitened_targets(kernel: jax.Array, given: Data) -> tuple[jax.Array, jax.Ar
 def model(at: Coordinates, given: Data) -> None:
     """Define the NumPyro model: z of shape (rank, N), and the evidence of its kernel."""
     z = numpyro.sample("z", dist.Normal(0, 1).expand((at.rank, at.net.width)).to_event(2))
-    kernel = kernel_of(at.net.phi(preactivations(z, at, given)), at)
+    _, kernel = unfold(z, at, given)
     numpyro.deterministic("kernel", kernel)
     numpyro.factor("targets", log_evidence(kernel, at, given))
 

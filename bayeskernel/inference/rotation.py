@@ -7,8 +7,9 @@ of (z, p), the exact motion under the prior:
     p += (e/2) grad;   (z, p) <- (z cos e + p sin e, p cos e - z sin e);   p += (e/2) grad
 
 The step size is then limited by the likelihood, not by the many directions that data do not touch.
-A trajectory is a quarter period of the prior, after which z is fresh in all of those (also in |z|^2,
-which U-turn criteria leave correlated); its length is jittered by a fifth against periodic returns.
+A trajectory is a quarter to three quarters of the prior's period, drawn anew each time: about a quarter
+makes z fresh in all of those (also in |z|^2, which U-turn criteria leave correlated), and more is needed
+where data soften a collective direction, as they do near a transition.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ from numpyro.infer.hmc_util import dual_averaging
 
 Position = dict[str, jax.Array]
 
-_LENGTH = np.pi / 2
-_JITTER = 0.2
+_LENGTH = np.pi
+_JITTER = 0.5
 _TARGET_ACCEPTANCE = 0.8
 _FIRST_STEP = 0.1
+# Early in warm-up, far from the bulk, a step may shrink without the trajectory being worth its price.
+_MOST_GRADIENTS = 256
 # An energy error beyond this is a divergence, as in NumPyro.
 _DIVERGENCE = 1000.0
 
@@ -97,8 +100,8 @@ def build(model: Callable[..., None], num_warmup: int) -> Kernel:
         rng_key, key_momentum, key_length, key_accept = jax.random.split(state.rng_key, 4)
         p = _normal_like(key_momentum, state.z)
         length = _LENGTH * (1 + _JITTER * jax.random.uniform(key_length, minval=-1.0))
-        count = jnp.ceil(length / state.step_size).astype(int)
-        step = (length / count).astype(state.step_size.dtype)
+        count = jnp.minimum(jnp.ceil(length / state.step_size), _MOST_GRADIENTS).astype(int)
+        step = jnp.minimum(length / count, state.step_size).astype(state.step_size.dtype)
         before = state.potential_energy + _half_square(p)
 
         def move(_: int, at: tuple[Any, ...]) -> tuple[Any, ...]:
