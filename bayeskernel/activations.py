@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,20 @@ class Activation:
     name: str
     function: Callable[[jax.Array], jax.Array]
     odd: bool
+
+    @cached_property
+    def smooth(self) -> bool:
+        """Whether autodiff's second derivative accounts for all change of slope (no kinks)."""
+        slope = jax.grad(lambda x: self.function(x))
+        ends = np.linspace(-4.0, 4.0, 41)
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            first = np.asarray(jax.vmap(slope)(jnp.asarray(ends)))
+            nodes, weights = np.polynomial.legendre.leggauss(8)
+            half = (ends[1] - ends[0]) / 2
+            inside = (ends[:-1] + half)[:, None] + half * nodes
+            second = np.asarray(jax.vmap(jax.grad(slope))(jnp.asarray(inside.ravel())))
+        change = half * second.reshape(inside.shape) @ weights
+        return bool(np.allclose(change, np.diff(first), rtol=1e-3, atol=1e-3))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply phi elementwise."""

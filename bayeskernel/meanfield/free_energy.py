@@ -81,6 +81,13 @@ class LinearProblem(NamedTuple):
         return int(np.shape(self.padding)[0] * np.shape(self.padding)[1])
 
 
+class Data(NamedTuple):
+    """What the data energy depends on: definitions of K and S, and the supervised targets."""
+
+    map_: KernelMap
+    data: Supervision
+
+
 class CausalRoot(NamedTuple):
     """A kernel and the causal root of its K.
 
@@ -191,7 +198,7 @@ def whitened_free_energy(Q: jax.Array, problem: LinearProblem) -> jax.Array:
     return prior_part + problem.data_weight * data_energy(to_kernel(Q, problem), problem)
 
 
-def data_energy(kernel: jax.Array, problem: LinearProblem) -> jax.Array:
+def data_energy(kernel: jax.Array, problem: LinearProblem | Data) -> jax.Array:
     """1/2 sum_o y_o^T S_o(C)^-1 y_o."""
     return jnp.sum(_whitened_targets(kernel, problem)[0] ** 2) / 2
 
@@ -203,14 +210,14 @@ def output_log_determinant(kernel: jax.Array, problem: LinearProblem) -> jax.Arr
 
 
 @jax.jit
-def dual_targets(kernel: jax.Array, problem: LinearProblem) -> jax.Array:
+def dual_targets(kernel: jax.Array, problem: LinearProblem | Data) -> jax.Array:
     """a_o = S_o(C)^-1 y_o on the supervised sites, shape (n, O)."""
     scaled, factors = _whitened_targets(kernel, problem)
     solve = jax.vmap(lambda L, b: solve_triangular(L, b, lower=True, trans="T"))
     return solve(factors, scaled).T * problem.data.mask
 
 
-def _whitened_targets(kernel: jax.Array, problem: LinearProblem) -> tuple[jax.Array, jax.Array]:
+def _whitened_targets(kernel: jax.Array, problem: LinearProblem | Data) -> tuple[jax.Array, jax.Array]:
     factors = jnp.linalg.cholesky(output_covariances(kernel, problem.map_, problem.data))
     targets = jnp.asarray(problem.data.targets).T
     return jax.vmap(lambda L, y: solve_triangular(L, y, lower=True))(factors, targets), factors
