@@ -24,6 +24,7 @@ from bayeskernel.errors import InputError
 from bayeskernel.inference import preactivations, record
 from bayeskernel.inference import weights as weight_model
 from bayeskernel.inference.preactivations import pivoted_cholesky
+from bayeskernel.keys import check_key
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
@@ -326,7 +327,7 @@ def _new_inputs(inputs: ArrayLike, task: Task) -> Floats:
 
 def _keys(rng_key: jax.Array, draws: xr.DataTree) -> Iterator[jax.Array]:
     sizes = draws["posterior"].sizes
-    return iter(jax.random.split(record.check_key(rng_key), sizes["chain"] * sizes["draw"]))
+    return iter(jax.random.split(check_key(rng_key), sizes["chain"] * sizes["draw"]))
 
 
 def _stored(draws: xr.DataTree, name: str) -> NDArray[np.floating]:

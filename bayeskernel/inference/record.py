@@ -7,12 +7,12 @@ from importlib.metadata import version
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
 from bayeskernel.errors import InputError
 from bayeskernel.kernels import kernel_map
+from bayeskernel.keys import is_typed
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
@@ -85,18 +85,8 @@ def settings(draws: xr.DataTree) -> dict[str, Any]:
 
 def seed_data(rng_key: jax.Array) -> list[int]:
     """Words of a JAX key, from which ``jax.random.wrap_key_data`` makes it again."""
-    words = jax.random.key_data(rng_key) if _is_typed(rng_key) else rng_key
+    words = jax.random.key_data(rng_key) if is_typed(rng_key) else rng_key
     return [int(word) for word in np.asarray(words).ravel()]
-
-
-def check_key(rng_key: object) -> jax.Array:
-    """Accept one JAX key, typed or raw."""
-    if isinstance(rng_key, jax.Array):
-        if _is_typed(rng_key) and rng_key.shape == ():
-            return rng_key
-        if rng_key.dtype == np.uint32 and rng_key.shape == (2,):
-            return rng_key
-    raise InputError("rng_key", "one JAX key, e.g. jax.random.key(0)", repr(rng_key))
 
 
 def check_same_run(draws: xr.DataTree, network: Network, task: Task) -> None:
@@ -140,7 +130,3 @@ def _preactivation_kernel(kernel: np.ndarray, network: Network, task: Task) -> n
     scale = np.asarray(map_.recurrent, kernel.dtype)[1:, :, 1:, :]
     K[..., 1:, :, 1:, :] += scale * kernel[..., :-1, :, :-1, :]
     return K
-
-
-def _is_typed(rng_key: jax.Array) -> bool:
-    return bool(jnp.issubdtype(rng_key.dtype, jax.dtypes.prng_key))

@@ -20,6 +20,7 @@ from bayeskernel.inference.space import (
     preactivation_space,
     weight_space,
 )
+from bayeskernel.keys import check_key
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
@@ -76,7 +77,7 @@ def sample(
     network's symmetry leaves free differ between chains; `compare` aligns them.
     """
     started = time.time()
-    rng_key = record.check_key(rng_key)
+    rng_key = check_key(rng_key)
     keep = _checked(space, sampler, keep)
     positive_integer("num_warmup", num_warmup, minimum=0)
     for name, count in (("num_samples", num_samples), ("num_chains", num_chains)):
@@ -120,7 +121,7 @@ def sample_prior(
     DataTree with groups prior (kernel, preactivation_kernel, output; one chain), observed_data and
     constant_data.
     """
-    rng_key = record.check_key(rng_key)
+    rng_key = check_key(rng_key)
     positive_integer("num_samples", num_samples)
     net, given = weights.structure(network, task.shape[0]), weights.data(network, task)
     keys = jax.random.split(rng_key, num_samples)

@@ -11,6 +11,9 @@ Q = L (1 + u) L^T and H the Hessian in u gives, to leading order in 1/N (derived
     <C> - C* = [J du + 1/2 C'' : H^-1] / N,     du = -H^-1 grad (A + 1/2 ln det H)
 
 with J = dC/du. Contractions with H^-1 = sum_m w_m w_m^T are sums over second derivatives along w_m.
+
+For other phi the joint density of (C, Ct), Ct along the imaginary axis, is exp(-N F(C, Ct) - A(C)) with a flat
+measure, so the same holds with H the Hessian in both, A = 1/2 sum_o ln det S_o and J = 1.
 """
 
 from __future__ import annotations
@@ -32,6 +35,14 @@ from bayeskernel.meanfield.free_energy import (
     whitened_free_energy,
 )
 from bayeskernel.meanfield.gaussian import dense_hessian, symmetric_basis
+from bayeskernel.meanfield.saddle import (
+    Problem,
+    Solution,
+    correction_slope,
+    gradient,
+    matrix,
+    thinned,
+)
 
 Floats = NDArray[np.float64]
 
@@ -124,3 +135,50 @@ def _expand(
     du = -jnp.einsum("nij,n->ij", w, jnp.einsum("nij,ij->n", w, force))
     drift = jax.jvp(kernel, (origin,), (du,))[1]
     return jnp.sqrt(variance), drift + bend / 2
+
+
+def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -> Fluctuations:
+    """Expand around a saddle point in (C, Ct) of a nonlinear network; 64-bit JAX must be enabled."""
+    at = solution.expansion
+    if solution.curvature <= 0:
+        raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
+    m = solution.point.m
+    covariance = at.unit @ np.linalg.solve(at.reduced, at.unit.T)
+    variance = matrix(np.diag(covariance).copy(), driven)
+    # Between independent groups C is a mean of N products of independent factors.
+    C = matrix(m, driven)
+    label = np.zeros(len(C), int)
+    for i, group in enumerate(driven.groups):
+        label[list(group.sites)] = i
+    apart = label[:, None] != label
+    variance = np.where(apart, np.outer(np.diag(C), np.diag(C)), variance)
+    shape = np.shape(driven.data.map_.input)
+    shift = matrix(_saddle_shift(solution, driven, problem), driven)
+    return Fluctuations(np.sqrt(np.maximum(variance, 0)).reshape(shape), shift.reshape(shape))
+
+
+# Displacement for second differences of the gradient, in standard deviations of one unit.
+_DISPLACEMENT = 0.02
+
+
+def _saddle_shift(solution: Solution, driven: Problem, problem: Problem) -> Floats:
+    """N (<m> - m*): -H^-1 [grad A + d^3F : H^-1 / 2], third derivatives by second differences."""
+    at, point = solution.expansion, thinned(solution.point)
+    k = at.unit.shape[1]
+    hessian = np.block([[at.reduced - at.mixed @ at.mixed.T, at.mixed], [at.mixed.T, -np.eye(k)]])
+    values, vectors = np.linalg.eigh(hessian)
+
+    def slope(direction: Floats) -> Floats:
+        return gradient(
+            point, driven, at.unit @ direction[:k], at.inverse.T @ direction[k:]
+        ) @ np.block(
+            [[at.unit, np.zeros(at.inverse.T.shape)], [np.zeros(at.unit.shape), at.inverse.T]]
+        )
+
+    centre = slope(np.zeros(2 * k))
+    force = np.zeros(2 * k)
+    for value, vector in zip(values, vectors.T, strict=True):
+        step = _DISPLACEMENT * vector
+        force += (slope(step) + slope(-step) - 2 * centre) / (_DISPLACEMENT**2 * value) / 2
+    force[:k] += at.unit.T @ correction_slope(solution.point.m, problem, lazy=driven is not problem)
+    return np.asarray(at.unit @ -np.linalg.solve(hessian, force)[:k])

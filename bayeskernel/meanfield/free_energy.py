@@ -203,7 +203,7 @@ def data_energy(kernel: jax.Array, problem: LinearProblem | Data) -> jax.Array:
     return jnp.sum(_whitened_targets(kernel, problem)[0] ** 2) / 2
 
 
-def output_log_determinant(kernel: jax.Array, problem: LinearProblem) -> jax.Array:
+def output_log_determinant(kernel: jax.Array, problem: LinearProblem | Data) -> jax.Array:
     """1/2 sum_o ln det S_o(C), up to a constant of the noise."""
     factors = _whitened_targets(kernel, problem)[1]
     return jnp.sum(jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)))
@@ -217,7 +217,9 @@ def dual_targets(kernel: jax.Array, problem: LinearProblem | Data) -> jax.Array:
     return solve(factors, scaled).T * problem.data.mask
 
 
-def _whitened_targets(kernel: jax.Array, problem: LinearProblem | Data) -> tuple[jax.Array, jax.Array]:
+def _whitened_targets(
+    kernel: jax.Array, problem: LinearProblem | Data
+) -> tuple[jax.Array, jax.Array]:
     factors = jnp.linalg.cholesky(output_covariances(kernel, problem.map_, problem.data))
     targets = jnp.asarray(problem.data.targets).T
     return jax.vmap(lambda L, y: solve_triangular(L, y, lower=True))(factors, targets), factors

@@ -14,9 +14,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import pinvh
 
 from bayeskernel.kernels import preactivation_kernel
-from bayeskernel.meanfield.free_energy import LinearProblem, dual_targets, root_of_kernel
+from bayeskernel.meanfield.free_energy import Data, LinearProblem, dual_targets, root_of_kernel
+from bayeskernel.meanfield.saddle import Point, Problem, laws, matrix
+from bayeskernel.meanfield.single_unit import activity
 
 Floats = NDArray[np.float64]
 
@@ -39,7 +42,7 @@ class Prediction(NamedTuple):
     cross_kernel: Floats
 
 
-def training_output(kernel: Floats, problem: LinearProblem) -> Floats:
+def training_output(kernel: Floats, problem: LinearProblem | Data) -> Floats:
     """Outputs at all steps of the training patterns, shape (T, P, O)."""
     return _readout(kernel, np.asarray(dual_targets(jnp.asarray(kernel), problem)), problem)
 
@@ -83,8 +86,78 @@ def predict_linear(
     return Prediction(_readout(cross, dual, problem), new, cross)
 
 
-def _readout(cross: Floats, dual: Floats, problem: LinearProblem) -> Floats:
+def _readout(cross: Floats, dual: Floats, problem: LinearProblem | Data) -> Floats:
     """sv^2 (M_V o C)[*, supervised] a for C of shape (T, P*, T, P)."""
     weighted = np.asarray(problem.map_.readout * cross)
     flat = weighted.reshape(*weighted.shape[:2], -1)[..., problem.data.sites]
     return np.asarray(flat @ dual)
+
+
+_DRAWS = 16384
+# Eigenvalues of a covariance below this share of the largest are null.
+_NULL = 1e-10
+
+
+def predict_sampled(
+    point: Point, problem: Problem, cross_input: Floats, new_input: Floats
+) -> Prediction:
+    """Extend a nonlinear network's kernel to new patterns by drawing h* given h, step by step.
+
+    Data do not act on new patterns, so h* given h is Gaussian under the joint K; its noise comes in
+    antithetic pairs with fixed seed. Monte-Carlo errors are about a hundredth of the kernel's diagonal.
+
+    Parameters
+    ----------
+    point, problem
+        The training solution.
+    cross_input, new_input
+        As for `predict_linear`.
+    """
+    rng = np.random.default_rng(0)
+    steps, patterns = np.shape(problem.data.map_.input)[:2]
+    extra, size = new_input.shape[1], steps * patterns
+    recurrent = np.asarray(problem.data.map_.recurrent)[:, 0, :, 0]
+    h, phi = _training_draws(point, problem, rng)
+    kernel = matrix(point.m, problem).reshape(np.shape(problem.data.map_.input))
+    K = np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.data.map_)).reshape(size, size)
+    cross, new = np.zeros_like(cross_input), np.zeros_like(new_input)
+    # Joint covariance and values of everything known so far: training sites, then new ones.
+    known, values, activities = K, h, list[Floats]()
+    for t in range(steps):
+        cross_row, new_rows = cross_input[t].copy(), new_input[t, :, : t + 1].copy()
+        if t:
+            cross_row[:, 1:] += recurrent[t, 1:, None] * cross[t - 1][:, :-1]
+            new_rows[:, 1:] += recurrent[t, 1 : t + 1, None] * new[t - 1][:, :t]
+        own = new_rows[:, t]
+        row = np.concatenate(
+            [cross_row.reshape(extra, size), new_rows[:, :t].reshape(extra, -1)], 1
+        )
+        gain = row @ pinvh(known, rtol=_NULL)
+        innovation = own - gain @ row.T
+        levels, vectors = np.linalg.eigh((innovation + innovation.T) / 2)
+        root = vectors * np.sqrt(np.maximum(levels, 0))
+        half = rng.standard_normal((len(values) // 2, extra))
+        now = values @ gain.T + np.concatenate([half, -half]) @ root.T
+        known = np.block([[known, row.T], [row, own]])
+        values = np.concatenate([values, now], axis=1)
+        activities.append(activity(problem.phi, now))
+        cross[t] = (activities[t].T @ phi / len(phi)).reshape(cross[t].shape)
+        for s in range(t + 1):
+            block = activities[t].T @ activities[s] / len(phi)
+            new[t, :, s], new[s, :, t] = block, block.T
+    dual = np.asarray(dual_targets(jnp.asarray(kernel), problem.data))
+    return Prediction(_readout(cross, dual, problem.data), new, cross)
+
+
+def _training_draws(
+    point: Point, problem: Problem, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Equally weighted draws of (h, phi) at all training sites from q."""
+    h, phi = np.zeros((2, _DRAWS, problem.size))
+    for at, group in zip(laws(point, problem), problem.groups, strict=True):
+        positions = (rng.random() + np.arange(_DRAWS // 2)) / (_DRAWS // 2)
+        chosen = np.minimum(np.searchsorted(np.cumsum(at.weights), positions), len(at.weights) - 1)
+        # Groups are independent; halves repeat so that noise can be antithetic.
+        chosen = np.tile(rng.permutation(chosen), 2)
+        h[:, list(group.sites)], phi[:, list(group.sites)] = at.h[chosen], at.phi[chosen]
+    return h, phi

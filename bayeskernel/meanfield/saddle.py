@@ -33,7 +33,7 @@ from bayeskernel.kernels import (
     preactivation_kernel,
     supervision,
 )
-from bayeskernel.meanfield.free_energy import Data, data_energy
+from bayeskernel.meanfield.free_energy import Data, data_energy, output_log_determinant
 from bayeskernel.meanfield.gaussian import Progress, Status
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.single_unit import (
@@ -41,6 +41,7 @@ from bayeskernel.meanfield.single_unit import (
     Cloud,
     Grid,
     Law,
+    Particles,
     Sites,
     Unit,
     all_pairs,
@@ -67,7 +68,7 @@ _STAGES = 8
 _STEPS_PER_STAGE = 60
 # A stage of the homotopy ends here, the solution at the caller's tolerance.
 _ROUGHLY = 0.03
-_FLAT = 1e-6
+FLAT = 1e-6
 # Directions in which the statistics vary less than this, relative to their scale, are null.
 _NULL = 1e-11
 
@@ -180,7 +181,9 @@ def saddle_problem(network: Network, task: Task) -> Problem:
     prior = prior_recursion(network.phi, map_)
     K = np.asarray(preactivation_kernel(jnp.asarray(prior), map_)).reshape(steps * patterns, -1)
     groups, reduction = list[Group](), list[Sites]()
-    for sites in _independent_groups(map_, given):
+    # Without a sign symmetry kernels between groups do not vanish.
+    every = [list(range(steps * patterns))]
+    for sites in _independent_groups(map_, given) if network.phi.odd else every:
         found = find_sites(K[np.ix_(sites, sites)])
         reduction.append(found)
         groups.append(Group(tuple(sites), tuple(np.asarray(sites)[found.pivots])))
@@ -221,7 +224,7 @@ def _independent_groups(map_: KernelMap, given: Supervision) -> list[list[int]]:
     np.maximum.at(at, given.sites // patterns, given.mask)
     joined |= (np.asarray(map_.readout)[:, 0, :, 0] > 0) & (at @ at.T > 0)
     # Where K couples C[t-1,s-1] the steps t, s are joined; their predecessors are when Ct couples them.
-    joined[:-1, :-1] |= (np.asarray(map_.recurrent)[1:, 0, 1:, 0] > 0)
+    joined[:-1, :-1] |= np.asarray(map_.recurrent)[1:, 0, 1:, 0] > 0
     for _ in range(steps):
         joined = joined @ joined
     groups, seen = list[list[int]](), set[int]()
@@ -352,23 +355,89 @@ def _root(covariance: Floats) -> tuple[Floats, Floats]:
     return scale[:, None] * root, inverse * inverse_scale
 
 
+def gradient(
+    point: Point, problem: Problem, change: Floats | float = 0.0, conjugate: Floats | float = 0.0
+) -> Floats:
+    """(dF/dm, dF/dl) at a displaced point, on the same nodes; l are entries with multiplicity."""
+    moved = point._replace(
+        m=point.m + change, conjugate=point.conjugate + conjugate / _multiplicity(problem)
+    )
+    found = [
+        derivatives(cloud, unit, second=False)
+        for cloud, unit in zip(moved.clouds, units(moved, problem), strict=True)
+    ]
+    _, slope, _ = _data_part(jnp.asarray(moved.m), problem.data, problem.groups)
+    pulled = problem.reads.T @ np.concatenate([f.slope for f in found])
+    slope_m = np.asarray(slope) + _multiplicity(problem) * moved.conjugate - pulled
+    return np.concatenate([slope_m, moved.m - np.concatenate([f.mean for f in found])])
+
+
+def thinned(point: Point) -> Point:
+    """A point on fewer particles, for what needs many evaluations and little accuracy."""
+    clouds: list[Cloud] = []
+    for cloud in point.clouds:
+        if isinstance(cloud, Particles) and len(cloud.z) > _PARTICLES:
+            stride = len(cloud.z) // _PARTICLES
+            cloud = Particles(cloud.z[::stride], cloud.log_weight[::stride] + np.log(stride))
+        clouds.append(cloud)
+    return point._replace(clouds=tuple(clouds))
+
+
+def correction_slope(m: Floats, problem: Problem, *, lazy: bool) -> Floats:
+    """Gradient in m of 1/2 sum_o ln det S_o, with the data energy where data act at order 1/N only."""
+    value = _correction_slope(jnp.asarray(m), problem.data, problem.groups, lazy)
+    return np.asarray(value)
+
+
+def _assemble(m: jax.Array, data: Data, groups: tuple[Group, ...]) -> jax.Array:
+    shape = np.shape(data.map_.input)
+    C, used = jnp.zeros((shape[0] * shape[1],) * 2), 0
+    for group in groups:
+        sites, pairs = np.array(group.sites), all_pairs(len(group.sites))
+        first, second = sites[pairs.first], sites[pairs.second]
+        now = m[used : used + len(first)]
+        C = C.at[first, second].set(now).at[second, first].set(now)
+        used += len(first)
+    return C.reshape(shape)
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _correction_slope(m: jax.Array, data: Data, groups: tuple[Group, ...], lazy: bool) -> jax.Array:
+    def correction(m: jax.Array) -> jax.Array:
+        C = _assemble(m, data, groups)
+        return output_log_determinant(C, data) + lazy * data_energy(C, data)
+
+    return jax.grad(correction)(m)
+
+
 @partial(jax.jit, static_argnums=2)
 def _data_part(m: jax.Array, data: Data, groups: tuple[Group, ...]) -> Any:
     """The data energy, its gradient and its Hessian in m."""
-    shape = np.shape(data.map_.input)
 
     def energy(m: jax.Array) -> jax.Array:
-        C, used = jnp.zeros((shape[0] * shape[1],) * 2), 0
-        for group in groups:
-            sites, pairs = np.array(group.sites), all_pairs(len(group.sites))
-            first, second = sites[pairs.first], sites[pairs.second]
-            now = m[used : used + len(first)]
-            C = C.at[first, second].set(now).at[second, first].set(now)
-            used += len(first)
-        return data_energy(C.reshape(shape), data)
+        return data_energy(_assemble(m, data, groups), data)
 
     value, slope = jax.value_and_grad(energy)(m)
     return value, slope, jax.hessian(energy)(m)
+
+
+def flip(point: Point, problem: Problem, signs: NDArray[np.int64]) -> Point:
+    """h[t] -> s_t h[t] for odd phi; ``signs`` (T,)."""
+    patterns = np.shape(problem.data.map_.input)[1]
+    at = np.repeat(signs, patterns).astype(np.float64)
+    both = at[:, None] * at
+    clouds: list[Cloud] = []
+    for cloud, group in zip(point.clouds, problem.groups, strict=True):
+        pivots, sites = at[list(group.pivots)], at[list(group.sites)]
+        if isinstance(cloud, Grid):
+            clouds.append(cloud._replace(h=cloud.h * pivots, phi=cloud.phi * sites))
+        else:
+            clouds.append(cloud._replace(z=cloud.z * pivots))
+    return Point(
+        entries(both * matrix(point.m, problem), problem),
+        entries(both * matrix(point.conjugate, problem), problem),
+        tuple(clouds),
+    )
 
 
 class Solution(NamedTuple):
@@ -483,17 +552,20 @@ def follow(
     signals: Floats,
     rng: np.random.Generator,
     progress: Progress | None,
+    *,
+    leave_saddles: bool = True,
 ) -> Point:
     """Carry a point along a path of signals, leaving saddles down their unstable direction."""
     for signal in signals:
         now = problem.scaled(float(signal))
         report = None if progress is None else partial(progress, f"signal {signal:.2f}")
         options: dict[str, Any] = {"tolerance": _ROUGHLY, "max_steps": _STEPS_PER_STAGE}
+        options["downhill"] = leave_saddles
         point, at, _ = descend(point, now, rng, **options, report=report)
         point = refresh(point, now, rng)
         at = expand(point, now)
         values, vectors = np.linalg.eigh(at.reduced)
-        if values[0] < -_FLAT:
+        if leave_saddles and values[0] < -FLAT:
             pushed = point._replace(m=point.m + 0.3 * at.unit @ vectors[:, 0])
             point, at, _ = descend(pushed, now, rng, **options, report=report)
             point = refresh(point, now, rng)
@@ -516,9 +588,7 @@ def polish(
     point, _, _ = descend(point, problem, rng, tolerance=_ROUGHLY, **options)
     point = refresh(point, problem, rng, transitions=10)
     point = refresh(point, problem, rng, transitions=5, snapshots=_SNAPSHOTS)
-    point, at, status = descend(
-        point, problem, rng, tolerance=tolerance, frozen=True, **options
-    )
+    point, at, status = descend(point, problem, rng, tolerance=tolerance, frozen=True, **options)
     if all(isinstance(cloud, Grid) for cloud in point.clouds) and status is Status.CONVERGED:
         # A grid matched to the solution instead of to the start.
         point, at, status = descend(
@@ -552,15 +622,6 @@ def _error(at: Expansion) -> Floats:
     return np.asarray(at.unit @ covariance @ at.unit.T)
 
 
-def full_kernel(solution: Solution, problem: Problem) -> Floats:
-    """C of shape (T, P, T, P); between groups the product of means, zero for odd phi."""
-    C = matrix(solution.point.m, problem)
-    mean = np.zeros(problem.size)
-    for at, g in zip(laws(solution.point, problem), problem.groups, strict=True):
-        mean[list(g.sites)] = at.weights @ at.phi
-    if not problem.phi.odd:
-        label = np.zeros(problem.size, int)
-        for i, g in enumerate(problem.groups):
-            label[list(g.sites)] = i
-        C = np.where(label[:, None] == label, C, np.outer(mean, mean))
-    return C.reshape(np.shape(problem.data.map_.input))
+def kernel_of(point: Point, problem: Problem) -> Floats:
+    """C of shape (T, P, T, P)."""
+    return matrix(point.m, problem).reshape(np.shape(problem.data.map_.input))

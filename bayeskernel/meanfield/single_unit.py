@@ -34,7 +34,8 @@ _PIVOT_TOLERANCE = 1e-8
 # In up to so many dimensions a grid. The trapezoidal rule converges faster than any power on smooth
 # functions: at this spacing, in standard deviations of q, beyond 1e-8.
 GRID_DIMENSIONS = 3
-_GRID_NODES = {0: 1, 1: 801, 2: 161, 3: 41}
+_GRID_NODES = {1: 801, 2: 161, 3: 41}
+_PANEL_NODES = {1: 100, 2: 60, 3: 32}
 _GRID_REACH = 6.5
 # Kicks of one transition, and how long its trajectory may be: three quarters of a quarter period.
 _KICKS = 12
@@ -86,7 +87,7 @@ def find_sites(covariance: Floats) -> Sites:
             pivots.append(site)
     index = np.array(pivots, np.int64)
     spread = np.linalg.solve(covariance[np.ix_(index, index)], covariance[index]).T
-    return Sites(index, spread)
+    return Sites(index, np.asarray(spread, np.float64))
 
 
 class Grid(NamedTuple):
@@ -99,12 +100,12 @@ class Grid(NamedTuple):
     phi
         Activities at all sites, shape (M, d).
     log_volume
-        ln of the volume of a cell, scalar.
+        ln of the volume each node stands for, shape (M,).
     """
 
     h: Floats
     phi: Floats
-    log_volume: float
+    log_volume: Floats
 
 
 class Particles(NamedTuple):
@@ -212,9 +213,7 @@ def law(cloud: Cloud, unit: Unit) -> Law:
     log_normaliser = float(logsumexp(log_density))
     weights = np.exp(log_density - log_normaliser)
     effective = float(1 / (len(weights) * np.sum(weights**2)))
-    return Law(
-        log_normaliser, weights, h, phi, 1.0 if isinstance(cloud, Grid) else effective
-    )
+    return Law(log_normaliser, weights, h, phi, 1.0 if isinstance(cloud, Grid) else effective)
 
 
 def activity(phi: Activation, h: Floats) -> Floats:
@@ -228,12 +227,14 @@ def _apply(phi: Activation, h: jax.Array) -> jax.Array:
     return phi(h)
 
 
-def derivatives(cloud: Cloud, unit: Unit, *, noise: bool = False) -> Derivatives:
-    """Ln Z to second order; 64-bit JAX must be enabled."""
+def derivatives(
+    cloud: Cloud, unit: Unit, *, noise: bool = False, second: bool = True
+) -> Derivatives:
+    """Ln Z to second order, or first where ``second`` is not set; 64-bit JAX must be enabled."""
     at = law(cloud, unit)
     n, r = len(all_pairs(len(unit.Ct)).first), len(unit.K)
     if isinstance(cloud, Grid):
-        mean, covariance, _ = _moments(at, [_pairs_of(at.phi), _pairs_of(cloud.h)], noise=False)
+        mean, covariance, _ = _moments(at, [_pairs_of(at.phi), _pairs_of(cloud.h)], second=second)
         natural, hessian, log_det = _precision(jnp.asarray(unit.K), jnp.asarray(mean[n:]))
         jacobian = np.asarray(natural)
         slope = jacobian.T @ mean[n:] - np.asarray(log_det)
@@ -248,8 +249,13 @@ def derivatives(cloud: Cloud, unit: Unit, *, noise: bool = False) -> Derivatives
     pull = force @ unit.sites.spread @ factor
     # In X = L^-1 dK L^-T node i moves by L tril(X) z_i, its diagonal halved.
     mean, covariance, error = _moments(
-        at, [_pairs_of(at.phi), _lower_of(pull, cloud.z)], noise=noise
+        at, [_pairs_of(at.phi), _lower_of(pull, cloud.z)], second=second, noise=noise
     )
+    whiten = _whitening(factor, all_pairs(r))
+    if not second:
+        none = np.zeros((0, 0))
+        slope = whiten.T @ mean[n:]
+        return Derivatives(at.log_normaliser, mean[:n], slope, none, none, none, at.effective, none)
     stride = max(1, len(cloud.z) // _HESSIAN_PARTICLES)
     some = slice(None, None, stride)
     share = at.weights[some] / at.weights[some].sum()
@@ -260,7 +266,6 @@ def derivatives(cloud: Cloud, unit: Unit, *, noise: bool = False) -> Derivatives
         jnp.asarray(unit.sites.spread @ factor),
         jnp.asarray(unit.Ct),
     )
-    whiten = _whitening(factor, all_pairs(r))
     both = np.zeros((n + len(whiten), n + len(whiten)))
     both[:n, :n], both[n:, n:] = np.eye(n), whiten
     return Derivatives(
@@ -290,7 +295,7 @@ def _lower_of(pull: Floats, z: Floats) -> _Statistic:
 
 
 def _moments(
-    at: Law, statistics: list[_Statistic], *, noise: bool
+    at: Law, statistics: list[_Statistic], *, second: bool, noise: bool = False
 ) -> tuple[Floats, Floats, Floats]:
     """Mean and covariance of products over q, and the covariance of the means over clouds."""
 
@@ -303,7 +308,7 @@ def _moments(
     chunks = [slice(i, i + _CHUNK) for i in range(0, len(at.weights), _CHUNK)]
     mean = sum((at.weights[c] @ values(c) for c in chunks), np.zeros(size))
     covariance, error = np.zeros((size, size)), np.zeros((size, size))
-    for chunk in chunks:
+    for chunk in chunks if second else ():
         rooted = (values(chunk) - mean) * np.sqrt(at.weights[chunk])[:, None]
         covariance += rooted.T @ rooted
         if noise:
@@ -363,8 +368,10 @@ def _bend(
         return jnp.sum(weights[:, None] * (activity @ _symmetric(l)) * activity) / 2
 
     def _symmetric(l: jax.Array) -> jax.Array:  # noqa: E741
-        plain = jnp.zeros_like(Ct).at[activities.first, activities.second].set(
-            l / activities.multiplicity
+        plain = (
+            jnp.zeros_like(Ct)
+            .at[activities.first, activities.second]
+            .set(l / activities.multiplicity)
         )
         return plain + jnp.triu(plain, 1).T
 
@@ -422,19 +429,39 @@ def _whitening(factor: Floats, pairs: Pairs) -> Floats:
 
 
 def grid(phi: Activation, sites: Sites, covariance: Floats) -> Grid:
-    """Nodes on a grid matched to a covariance of h at the pivots, shape (r, r)."""
-    dimensions = len(sites.pivots)
-    line = np.linspace(-_GRID_REACH, _GRID_REACH, _GRID_NODES[dimensions])
-    axes = np.meshgrid(*[line] * dimensions, indexing="ij")
-    u = np.stack([a.ravel() for a in axes], axis=1) if axes else np.zeros((1, 0))
-    # The corners, beyond the reach, hold nothing: half the cube in three dimensions.
-    u = u[np.sum(u**2, axis=1) <= _GRID_REACH**2 + 1e-9]
-    root = np.linalg.cholesky(covariance)
-    volume = np.sum(np.log(np.diag(root)))
-    if dimensions:
-        volume += dimensions * np.log(line[1] - line[0])
-    h = u @ root.T
-    return Grid(h, activity(phi, h @ sites.spread.T), float(volume))
+    """Nodes on a grid matched to a covariance of h at the pivots, shape (r, r).
+
+    For smooth phi a lattice along the principal directions; otherwise Gauss-Legendre panels along h, split at
+    zero where piecewise linear activations have their kink, so that the integrand is smooth on each.
+    """
+    r = len(sites.pivots)
+    if not r:
+        h, log_volume = np.zeros((1, 0)), np.zeros(1)
+    elif phi.smooth:
+        line = np.linspace(-_GRID_REACH, _GRID_REACH, _GRID_NODES[r])
+        u = _product([line] * r)
+        # The corners, beyond the reach, hold nothing: half the cube in three dimensions.
+        u = u[np.sum(u**2, axis=1) <= _GRID_REACH**2 + 1e-9]
+        root = np.linalg.cholesky(covariance)
+        h = u @ root.T
+        volume = r * np.log(line[1] - line[0]) + np.sum(np.log(np.diag(root)))
+        log_volume = np.full(len(h), volume)
+    else:
+        nodes, weights = np.polynomial.legendre.leggauss(_PANEL_NODES[r])
+        std = np.sqrt(np.diag(covariance))
+        half = (nodes + 1) / 2 * _GRID_REACH
+        line = np.concatenate([-half[::-1], half])
+        share = np.log(np.concatenate([weights[::-1], weights]) * _GRID_REACH / 2)
+        h = _product([line] * r) * std
+        log_volume = np.sum(_product([share] * r), axis=1) + np.sum(np.log(std))
+        z = solve_triangular(np.linalg.cholesky(covariance), h.T, lower=True)
+        inside = np.sum(z**2, axis=0) <= _GRID_REACH**2
+        h, log_volume = h[inside], log_volume[inside]
+    return Grid(h, activity(phi, h @ sites.spread.T), log_volume)
+
+
+def _product(axes: list[Floats]) -> Floats:
+    return np.stack([a.ravel() for a in np.meshgrid(*axes, indexing="ij")], axis=1)
 
 
 def prior_particles(dimensions: int, count: int, rng: np.random.Generator) -> Particles:
@@ -474,7 +501,9 @@ def renew(
     for _ in range(snapshots):
         key = jax.random.key(int(rng.integers(2**31)))
         z = np.asarray(
-            _transitions(unit.phi, jnp.asarray(z), jnp.asarray(root), jnp.asarray(Ct), key, transitions)
+            _transitions(
+                unit.phi, jnp.asarray(z), jnp.asarray(root), jnp.asarray(Ct), key, transitions
+            )
         )
         parts.append(z)
     z = np.concatenate(parts)

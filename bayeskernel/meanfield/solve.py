@@ -4,74 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bayeskernel.errors import InputError, positive, positive_integer
-from bayeskernel.gauge import align, canonical, flip_kernel, sign_symmetry
-from bayeskernel.kernels import kernel_map, preactivation_kernel, unshift
-from bayeskernel.meanfield.fluctuations import Fluctuations, gaussian_fluctuations
-from bayeskernel.meanfield.free_energy import (
-    LinearProblem,
-    dual_targets,
-    linear_problem,
-    root_of_kernel,
-    to_kernel,
-    whiten,
-)
-from bayeskernel.meanfield.gaussian import (
-    LARGE,
-    Progress,
-    Stationary,
-    Status,
-    all_branches,
-    approach,
-    is_stable,
-)
-from bayeskernel.meanfield.predict import Prediction, predict_linear, training_output
+from bayeskernel.gauge import sign_symmetry
+from bayeskernel.kernels import kernel_map
+from bayeskernel.keys import check_key
+from bayeskernel.meanfield import linear, nonlinear
+from bayeskernel.meanfield.fluctuations import Fluctuations
+from bayeskernel.meanfield.gaussian import Progress, Status
+from bayeskernel.meanfield.predict import Prediction
+from bayeskernel.meanfield.solution import Branch, Theory
+from bayeskernel.meanfield.spectrum import Outliers, outliers
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
-
-# A second start comes down from targets twice as strong: it finds the coherent branch where it
-# coexists with the incoherent one.
-_STRONG_SIGNAL = 2.0
-# Of a large problem the stronger one is solved only as far as a start needs.
-_ROUGHLY = 1e-3
-# Two kernels closer than this, relative to their norm, are one solution.
-_SAME = 1e-4
-
-
-class Branch(NamedTuple):
-    """One solution of the saddle-point equations.
-
-    Attributes
-    ----------
-    kernel
-        C, shape (T, P, T, P).
-    free_energy
-        F, nats per unit of width.
-    residual
-        As in `MeanField`.
-    curvature
-        Lowest eigenvalue of the Hessian of F in whitened coordinates; negative at a saddle.
-    stable
-        Whether the branch is a minimum of F.
-    result
-        How the solver ended.
-    """
-
-    kernel: Floats
-    free_energy: float
-    residual: float
-    curvature: float
-    stable: bool
-    result: Status
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +51,7 @@ class MeanField:
         Largest violation of the saddle-point equations, in whitened units.
     monte_carlo_error
         Standard error of each kernel entry from sampling inside the solver, shape (T, P, T, P);
-        zero for linear networks.
+        zero where nothing was sampled: linear networks, and others with few sites per group.
     result
         `Status`: "converged", or a sentence that says what went wrong.
     branches
@@ -118,7 +69,7 @@ class MeanField:
     monte_carlo_error: Floats
     result: Status
     branches: tuple[Branch, ...]
-    _problem: LinearProblem = field(repr=False)
+    _theory: Theory = field(repr=False)
 
     @property
     def converged(self) -> bool:
@@ -164,18 +115,24 @@ class MeanField:
         )
         with jax.enable_x64(True):
             drive = np.asarray(kernel_map(self.network, both).input)
-            return predict_linear(
-                self.kernel,
-                self._problem,
-                drive[:, patterns:, :, :patterns],
-                drive[:, patterns:, :, patterns:],
+            return self._theory.predict(
+                drive[:, patterns:, :, :patterns], drive[:, patterns:, :, patterns:]
             )
+
+    def outliers(self) -> tuple[Outliers, ...]:
+        """Eigenvalues and singular values that leave the bulk of the recurrent weights.
+
+        Returns
+        -------
+        One entry per recurrent weight matrix, in the order of its first use.
+        """
+        with jax.enable_x64(True):
+            return outliers(self.network, self.task, self.kernel, self._theory.moments())
 
     @cached_property
     def _fluctuations(self) -> Fluctuations:
         with jax.enable_x64(True):
-            Q = np.asarray(whiten(self.kernel, self._problem))
-            return gaussian_fluctuations(Q, self._problem)
+            return self._theory.fluctuations()
 
     def _width(self, width: int | None) -> int:
         return self.network.width if width is None else positive_integer("width", width)
@@ -197,7 +154,8 @@ def solve(
     network, task
         What to solve. The width only sets the scale of fluctuations.
     rng_key
-        Unused for linear networks, whose solution is deterministic.
+        Where particles are used (nonlinear networks with more than three correlated sites): their
+        randomness. None is a fixed key, so that the answer repeats.
     tolerance
         On the residual.
     max_steps
@@ -213,79 +171,33 @@ def solve(
     Raises
     ------
     InputError
-        For an activation that is not linear, or inputs that are all zero.
+        If all inputs are zero.
     """
     positive("tolerance", tolerance)
     positive_integer("max_steps", max_steps)
     symmetry = sign_symmetry(network, task)
+    if not np.any(task.inputs):
+        raise InputError("inputs", "at least one input that is not zero", "all zero")
+    seed = 0 if rng_key is None else int(np.sum(jax.random.key_data(check_key(rng_key))))
     with jax.enable_x64(True):
-        problem = linear_problem(network, task)
-
-        def descend(starts: list[Floats], where: LinearProblem) -> list[Stationary]:
-            return all_branches(
-                starts, where, same, tolerance=tolerance, max_steps=max_steps, progress=progress
+        if network.phi.name == "linear":
+            found = linear.solve(network, task, symmetry, tolerance, max_steps, progress)
+        else:
+            found = nonlinear.solve(
+                network, task, symmetry, np.random.default_rng(seed), tolerance, max_steps, progress
             )
-
-        def kernel_of(Q: Floats) -> Floats:
-            return np.asarray(to_kernel(jnp.asarray(Q), problem))
-
-        def same(first: Floats, second: Floats) -> bool:
-            one, two = kernel_of(first), kernel_of(second)
-            one = flip_kernel(one, align(one, two, symmetry)[0])
-            return bool(np.linalg.norm(one - two) < _SAME * np.linalg.norm(two))
-
-        prior = np.eye(problem.size)
-        starts = [prior]
-        if problem.data_weight and np.any(problem.data.targets):
-            strong = problem.data._replace(targets=_STRONG_SIGNAL * problem.data.targets)
-            above = problem._replace(data=strong)
-            large = problem.size > LARGE
-            starts.append(
-                approach(prior, above, progress, accuracy=_ROUGHLY)
-                if large
-                else descend([prior], above)[0].Q
-            )
-        found = descend(starts, problem)
-        branches = tuple(_branch(point, canonical(kernel_of(point.Q), symmetry)) for point in found)
-        return _mean_field(network, task, branches, problem)
-
-
-def _branch(point: Stationary, kernel: Floats) -> Branch:
-    return Branch(
-        kernel, point.free_energy, point.residual, point.curvature, is_stable(point), point.status
-    )
-
-
-def _mean_field(
-    network: Network, task: Task, branches: tuple[Branch, ...], problem: LinearProblem
-) -> MeanField:
-    best = branches[0]
-    return MeanField(
-        network=network,
-        task=task,
-        kernel=best.kernel,
-        preactivation_kernel=np.asarray(
-            preactivation_kernel(jnp.asarray(best.kernel), problem.map_)
-        ),
-        conjugate=_conjugate(best.kernel, problem),
-        output=training_output(best.kernel, problem),
-        free_energy=best.free_energy,
-        residual=best.residual,
-        monte_carlo_error=np.zeros_like(best.kernel),
-        result=best.result,
-        branches=branches,
-        _problem=problem,
-    )
-
-
-def _conjugate(kernel: Floats, problem: LinearProblem) -> Floats:
-    """Ct = sv^2 M_V o sum_o a_o a_o^T + sw^2 M_W o unshift(B), B = K^+ C K^+ - K^+."""
-    size = kernel.shape[0] * kernel.shape[1]
-    dual = np.zeros((size, problem.data.targets.shape[1]))
-    dual[problem.data.sites] = dual_targets(jnp.asarray(kernel), problem)
-    signal = (dual @ dual.T).reshape(kernel.shape)
-    Y = np.asarray(root_of_kernel(jnp.asarray(kernel), problem).inverse)
-    backward = Y.T @ (Y @ kernel.reshape(size, size) @ Y.T - np.eye(len(Y))) @ Y
-    # M_W at (t, s) belongs to the step that reads C[t-1, s-1].
-    back = unshift(problem.map_.recurrent * backward.reshape(kernel.shape))
-    return np.asarray(problem.data_weight * problem.map_.readout * signal + back)
+        best = found.branches[0]
+        return MeanField(
+            network=network,
+            task=task,
+            kernel=best.kernel,
+            preactivation_kernel=found.preactivation_kernel,
+            conjugate=found.conjugate,
+            output=found.output,
+            free_energy=best.free_energy,
+            residual=best.residual,
+            monte_carlo_error=found.monte_carlo_error,
+            result=best.result,
+            branches=found.branches,
+            _theory=found.theory,
+        )

@@ -1,0 +1,131 @@
+r"""The mean-field posterior of a linear network: all branches of F and what follows from the best."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from bayeskernel.gauge import SignSymmetry, align, canonical, flip_kernel
+from bayeskernel.kernels import preactivation_kernel, unshift
+from bayeskernel.meanfield.fluctuations import Fluctuations, gaussian_fluctuations
+from bayeskernel.meanfield.free_energy import (
+    LinearProblem,
+    dual_targets,
+    linear_problem,
+    root_of_kernel,
+    to_kernel,
+    whiten,
+)
+from bayeskernel.meanfield.gaussian import (
+    LARGE,
+    Progress,
+    Stationary,
+    all_branches,
+    approach,
+    is_stable,
+)
+from bayeskernel.meanfield.predict import Prediction, predict_linear, training_output
+from bayeskernel.meanfield.solution import Branch, Found
+from bayeskernel.network import Network
+from bayeskernel.tasks import Task
+
+Floats = NDArray[np.float64]
+
+# A second start comes down from targets twice as strong: it finds the coherent branch where it
+# coexists with the incoherent one.
+_STRONG_SIGNAL = 2.0
+# Of a large problem the stronger one is solved only as far as a start needs.
+_ROUGHLY = 1e-3
+# Two kernels closer than this, relative to their norm, are one solution.
+_SAME = 1e-4
+
+
+class LinearTheory(NamedTuple):
+    """A minimum of F, see `solution.Theory`."""
+
+    problem: LinearProblem
+    kernel: Floats
+
+    def fluctuations(self) -> Fluctuations:
+        """Gaussian fluctuations around the minimum."""
+        return gaussian_fluctuations(np.asarray(whiten(self.kernel, self.problem)), self.problem)
+
+    def predict(self, cross_input: Floats, new_input: Floats) -> Prediction:
+        """Extend the kernel to new patterns."""
+        return predict_linear(self.kernel, self.problem, cross_input, new_input)
+
+    def moments(self) -> tuple[Floats, Floats]:
+        """<phi h^T> = <h h^T> = C."""
+        steps, patterns = self.kernel.shape[:2]
+        flat = self.kernel.reshape(steps * patterns, -1)
+        return flat, flat
+
+
+def solve(
+    network: Network,
+    task: Task,
+    symmetry: SignSymmetry,
+    tolerance: float,
+    max_steps: int,
+    progress: Progress | None,
+) -> Found:
+    """Find all branches; 64-bit JAX must be enabled."""
+    problem = linear_problem(network, task)
+
+    def descend(starts: list[Floats], where: LinearProblem) -> list[Stationary]:
+        return all_branches(
+            starts, where, same, tolerance=tolerance, max_steps=max_steps, progress=progress
+        )
+
+    def kernel_of(Q: Floats) -> Floats:
+        return np.asarray(to_kernel(jnp.asarray(Q), problem))
+
+    def same(first: Floats, second: Floats) -> bool:
+        one, two = kernel_of(first), kernel_of(second)
+        one = flip_kernel(one, align(one, two, symmetry)[0])
+        return bool(np.linalg.norm(one - two) < _SAME * np.linalg.norm(two))
+
+    prior = np.eye(problem.size)
+    starts = [prior]
+    if problem.data_weight and np.any(problem.data.targets):
+        strong = problem.data._replace(targets=_STRONG_SIGNAL * problem.data.targets)
+        above = problem._replace(data=strong)
+        large = problem.size > LARGE
+        starts.append(
+            approach(prior, above, progress, accuracy=_ROUGHLY)
+            if large
+            else descend([prior], above)[0].Q
+        )
+    found = descend(starts, problem)
+    branches = tuple(_branch(point, canonical(kernel_of(point.Q), symmetry)) for point in found)
+    kernel = branches[0].kernel
+    return Found(
+        branches,
+        np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.map_)),
+        _conjugate(kernel, problem),
+        training_output(kernel, problem),
+        np.zeros_like(kernel),
+        LinearTheory(problem, kernel),
+    )
+
+
+def _branch(point: Stationary, kernel: Floats) -> Branch:
+    return Branch(
+        kernel, point.free_energy, point.residual, point.curvature, is_stable(point), point.status
+    )
+
+
+def _conjugate(kernel: Floats, problem: LinearProblem) -> Floats:
+    """Ct = sv^2 M_V o sum_o a_o a_o^T + sw^2 M_W o unshift(B), B = K^+ C K^+ - K^+."""
+    size = kernel.shape[0] * kernel.shape[1]
+    dual = np.zeros((size, problem.data.targets.shape[1]))
+    dual[problem.data.sites] = dual_targets(jnp.asarray(kernel), problem)
+    signal = (dual @ dual.T).reshape(kernel.shape)
+    Y = np.asarray(root_of_kernel(jnp.asarray(kernel), problem).inverse)
+    backward = Y.T @ (Y @ kernel.reshape(size, size) @ Y.T - np.eye(len(Y))) @ Y
+    # M_W at (t, s) belongs to the step that reads C[t-1, s-1].
+    back = unshift(problem.map_.recurrent * backward.reshape(kernel.shape))
+    return np.asarray(problem.data_weight * problem.map_.readout * signal + back)

@@ -1,0 +1,189 @@
+r"""The mean-field posterior of a nonlinear network: branches of the saddle point, what follows from the best.
+
+The signal is raised from zero, where the prior is the solution. Under a sign symmetry the branch on which no
+symmetry is broken is followed too, and where it is stable another one is looked for from a stronger signal.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from bayeskernel.gauge import SignSymmetry, align, canonical, flip_kernel
+from bayeskernel.kernels import preactivation_kernel
+from bayeskernel.meanfield.fluctuations import Fluctuations, saddle_fluctuations
+from bayeskernel.meanfield.gaussian import Progress, Status
+from bayeskernel.meanfield.predict import Prediction, predict_sampled, training_output
+from bayeskernel.meanfield.saddle import (
+    FLAT,
+    Point,
+    Problem,
+    Solution,
+    flip,
+    follow,
+    kernel_of,
+    laws,
+    matrix,
+    polish,
+    saddle_problem,
+    start,
+)
+from bayeskernel.meanfield.single_unit import Grid
+from bayeskernel.meanfield.solution import Branch, Found
+from bayeskernel.network import Network
+from bayeskernel.tasks import Task
+
+Floats = NDArray[np.float64]
+
+# Signals on the way up, as fractions of the task's, and over a stronger one back down.
+_UP = np.arange(1, 9) / 8
+_DOWN = np.array([1.25, 1.5, 1.75, 2.0, 1.75, 1.5, 1.25, 1.0])
+# Two kernels closer than this, or than their Monte-Carlo errors allow, are one solution.
+_SAME = 1e-4
+_SIGMAS = 5.0
+
+
+class NonlinearTheory(NamedTuple):
+    """A solution of the saddle point, see `solution.Theory`.
+
+    Attributes
+    ----------
+    problem
+        With the targets as they are.
+    driven
+        What was solved: in standard scaling data do not move the kernel.
+    solution
+        The best branch.
+    """
+
+    problem: Problem
+    driven: Problem
+    solution: Solution
+
+    def fluctuations(self) -> Fluctuations:
+        """Expand around the solution."""
+        return saddle_fluctuations(self.solution, self.driven, self.problem)
+
+    def predict(self, cross_input: Floats, new_input: Floats) -> Prediction:
+        """Draw pre-activations of new patterns given those of the training patterns."""
+        return predict_sampled(self.solution.point, self.problem, cross_input, new_input)
+
+    def moments(self) -> tuple[Floats, Floats]:
+        """<phi h^T> and <h h^T>; different groups are independent and, phi being odd, uncorrelated."""
+        phi_h, h_h = np.zeros((2, self.problem.size, self.problem.size))
+        at_laws = laws(self.solution.point, self.driven)
+        for at, group in zip(at_laws, self.driven.groups, strict=True):
+            block = np.ix_(group.sites, group.sites)
+            phi_h[block] = (at.phi * at.weights[:, None]).T @ at.h
+            h_h[block] = (at.h * at.weights[:, None]).T @ at.h
+        return phi_h, h_h
+
+
+def solve(
+    network: Network,
+    task: Task,
+    symmetry: SignSymmetry,
+    rng: np.random.Generator,
+    tolerance: float,
+    max_steps: int,
+    progress: Progress | None,
+) -> Found:
+    """Find branches; 64-bit JAX must be enabled."""
+    problem = saddle_problem(network, task)
+    driven = problem if network.scaling == "mean_field" else problem.scaled(0.0)
+
+    def finish(point: Point, *, downhill: bool = True) -> Solution:
+        return polish(
+            point,
+            driven,
+            rng,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            downhill=downhill,
+            progress=progress,
+        )
+
+    begin = start(driven, rng)
+    found = list[Solution]()
+    if np.any(driven.data.data.targets):
+        raised = follow(begin, driven, _UP, rng, progress)
+        found.append(finish(raised))
+        exact = all(isinstance(cloud, Grid) for cloud in begin.clouds)
+        if len(symmetry.generators) and exact:
+            flat = follow(begin, driven, _UP, rng, progress, leave_saddles=False)
+            found.append(finish(flat, downhill=False))
+        kernel = kernel_of(found[0].point, driven)
+        if exact or (len(symmetry.generators) and _is_symmetric(kernel, symmetry)):
+            found.append(finish(follow(raised, driven, _DOWN, rng, progress)))
+    else:
+        found.append(finish(begin))
+    found = _distinct(found, driven, symmetry)
+    found = [_canonical(solution, driven, symmetry) for solution in found]
+    best = found[0]
+    kernel = kernel_of(best.point, driven)
+    return Found(
+        tuple(_branch(solution, driven) for solution in found),
+        np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.data.map_)),
+        matrix(best.point.conjugate, driven).reshape(kernel.shape),
+        training_output(kernel, problem.data),
+        standard_error(best, driven).reshape(kernel.shape),
+        NonlinearTheory(problem, driven, best),
+    )
+
+
+def standard_error(solution: Solution, problem: Problem) -> Floats:
+    """Monte-Carlo error of every entry of C, shape (d, d)."""
+    return matrix(np.sqrt(np.maximum(np.diag(solution.error), 0)), problem)
+
+
+def _is_symmetric(kernel: Floats, symmetry: SignSymmetry) -> bool:
+    """Whether the sign symmetry is unbroken, up to a twentieth of the kernel's norm."""
+    change = max(np.linalg.norm(flip_kernel(kernel, g) - kernel) for g in symmetry.generators)
+    return bool(change < 0.1 * np.linalg.norm(kernel))
+
+
+def _distinct(found: list[Solution], problem: Problem, symmetry: SignSymmetry) -> list[Solution]:
+    """Drop repetitions; converged before not, stable before saddles, lowest F first."""
+    kept = list[Solution]()
+    for solution in found:
+        one = kernel_of(solution.point, problem)
+        error = standard_error(solution, problem)
+        for other in kept:
+            two = kernel_of(other.point, problem)
+            flipped = flip_kernel(one, align(one, two, symmetry)[0])
+            allowed = _SAME * np.linalg.norm(two) + _SIGMAS * np.linalg.norm(error)
+            if np.linalg.norm(flipped - two) < allowed:
+                break
+        else:
+            kept.append(solution)
+    return sorted(
+        kept,
+        key=lambda s: (
+            s.status is not Status.CONVERGED,
+            s.curvature < -FLAT,
+            np.nan_to_num(s.free_energy),
+        ),
+    )
+
+
+def _canonical(solution: Solution, problem: Problem, symmetry: SignSymmetry) -> Solution:
+    kernel = kernel_of(solution.point, problem)
+    target = canonical(kernel, symmetry)
+    signs = align(kernel, target, symmetry)[0]
+    if np.all(signs == 1):
+        return solution
+    return solution._replace(point=flip(solution.point, problem, signs))
+
+
+def _branch(solution: Solution, problem: Problem) -> Branch:
+    return Branch(
+        kernel_of(solution.point, problem),
+        solution.free_energy,
+        solution.residual,
+        solution.curvature,
+        solution.curvature >= -FLAT,
+        solution.status,
+    )
