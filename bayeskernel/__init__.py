@@ -9,6 +9,7 @@ from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.free_energy import free_energy
 from bayeskernel.meanfield.prior import prior_kernel
 from bayeskernel.meanfield.solve import MeanField, solve
+from bayeskernel.meanfield.stability import CriticalSignal, critical_signal
 from bayeskernel.network import Network, Sharing
 from bayeskernel.report import report
 from bayeskernel.tasks import Task
@@ -16,6 +17,7 @@ from bayeskernel.tasks import Task
 __all__ = [
     "BayesKernelError",
     "Comparison",
+    "CriticalSignal",
     "InputError",
     "MeanField",
     "Network",
@@ -23,6 +25,7 @@ __all__ = [
     "Task",
     "coherence",
     "compare",
+    "critical_signal",
     "free_energy",
     "plots",
     "predict",

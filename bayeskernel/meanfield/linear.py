@@ -71,8 +71,10 @@ def solve(
     tolerance: float,
     max_steps: int,
     progress: Progress | None,
+    *,
+    every_branch: bool = True,
 ) -> Found:
-    """Find all branches; 64-bit JAX must be enabled."""
+    """Find all branches, or those reached from the prior; 64-bit JAX must be enabled."""
     problem = linear_problem(network, task)
 
     def descend(starts: list[Floats], where: LinearProblem) -> list[Stationary]:
@@ -90,7 +92,7 @@ def solve(
 
     prior = np.eye(problem.size)
     starts = [prior]
-    if problem.data_weight and np.any(problem.data.targets):
+    if every_branch and problem.data_weight and np.any(problem.data.targets):
         strong = problem.data._replace(targets=_STRONG_SIGNAL * problem.data.targets)
         above = problem._replace(data=strong)
         large = problem.size > LARGE

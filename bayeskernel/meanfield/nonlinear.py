@@ -90,8 +90,10 @@ def solve(
     tolerance: float,
     max_steps: int,
     progress: Progress | None,
+    *,
+    every_branch: bool = True,
 ) -> Found:
-    """Find branches; 64-bit JAX must be enabled."""
+    """Find branches, or the one that raising the signal leads to; 64-bit JAX must be enabled."""
     problem = saddle_problem(network, task)
     driven = problem if network.scaling == "mean_field" else problem.scaled(0.0)
 
@@ -112,11 +114,12 @@ def solve(
         raised = follow(begin, driven, _UP, rng, progress)
         found.append(finish(raised))
         exact = all(isinstance(cloud, Grid) for cloud in begin.clouds)
-        if len(symmetry.generators) and exact:
+        if every_branch and len(symmetry.generators) and exact:
             flat = follow(begin, driven, _UP, rng, progress, leave_saddles=False)
             found.append(finish(flat, downhill=False))
         kernel = kernel_of(found[0].point, driven)
-        if exact or (len(symmetry.generators) and _is_symmetric(kernel, symmetry)):
+        symmetric = len(symmetry.generators) and _is_symmetric(kernel, symmetry)
+        if every_branch and (exact or symmetric):
             found.append(finish(follow(raised, driven, _DOWN, rng, progress)))
     else:
         found.append(finish(begin))

@@ -57,9 +57,11 @@ from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
-# Particles while the signal is raised, and snapshots of them in the last cloud.
+# Particles while the signal is raised; least and most snapshots of them in the last cloud, and how many
+# numbers its statistics may hold.
 _PARTICLES = 4096
-_SNAPSHOTS = 8
+_SNAPSHOTS = (4, 48)
+_STATISTICS = 15_000_000
 # A Newton step may move kernels by this many standard deviations of one unit.
 _RADIUS = 0.5
 # Below this effective fraction particles are drawn anew.
@@ -69,6 +71,8 @@ _STEPS_PER_STAGE = 60
 # A stage of the homotopy ends here, the solution at the caller's tolerance.
 _ROUGHLY = 0.03
 FLAT = 1e-6
+# A residual below this share of its Monte-Carlo error is as good as none.
+_SHARE_OF_NOISE = 0.02
 # Directions in which the statistics vary less than this, relative to their scale, are null.
 _NULL = 1e-11
 
@@ -587,7 +591,12 @@ def polish(
     options: dict[str, Any] = {"max_steps": max_steps, "downhill": downhill, "report": report}
     point, _, _ = descend(point, problem, rng, tolerance=_ROUGHLY, **options)
     point = refresh(point, problem, rng, transitions=10)
-    point = refresh(point, problem, rng, transitions=5, snapshots=_SNAPSHOTS)
+    point = refresh(point, problem, rng, transitions=5, snapshots=_snapshots(problem))
+    if not problem.phi.smooth:
+        # Slopes jump as particles cross kinks; no need to converge further than within their noise.
+        noise = expand(point, problem, noise=True).noise
+        spread = float(np.sqrt(np.max(np.diag(noise), initial=0.0)))
+        tolerance = max(tolerance, _SHARE_OF_NOISE * spread)
     point, at, status = descend(point, problem, rng, tolerance=tolerance, frozen=True, **options)
     if all(isinstance(cloud, Grid) for cloud in point.clouds) and status is Status.CONVERGED:
         # A grid matched to the solution instead of to the start.
@@ -611,6 +620,11 @@ def polish(
         _error(at),
         status,
     )
+
+
+def _snapshots(problem: Problem) -> int:
+    most = max(len(g.sites) * (len(g.sites) + 1) for g in problem.groups)
+    return int(np.clip(_STATISTICS // (most * _PARTICLES), *_SNAPSHOTS))
 
 
 def _error(at: Expansion) -> Floats:

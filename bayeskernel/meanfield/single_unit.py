@@ -43,6 +43,8 @@ _LONGEST = 0.75 * np.pi
 _CHUNK = 1024
 # Second derivatives of ln Z only steer Newton's method and propagate errors; so many particles suffice.
 _HESSIAN_PARTICLES = 4096
+# Half the width over which a kink of phi is spread in second derivatives.
+_KINK = 0.2
 
 
 class Pairs(NamedTuple):
@@ -244,9 +246,10 @@ def derivatives(
         return Derivatives(
             at.log_normaliser, mean[:n], slope, covariance[:n, :n], cross, curvature, 1.0, error
         )
-    factor = np.linalg.cholesky(unit.K)
-    force = np.asarray(_force(unit.phi, jnp.asarray(at.h), jnp.asarray(unit.Ct)))
-    pull = force @ unit.sites.spread @ factor
+    factor = np.asarray(np.linalg.cholesky(unit.K), np.float64)
+    root = unit.sites.spread @ factor
+    first, bent = slopes(unit.phi, at.h)
+    pull = (first * (at.phi @ unit.Ct)) @ root
     # In X = L^-1 dK L^-T node i moves by L tril(X) z_i, its diagonal halved.
     mean, covariance, error = _moments(
         at, [_pairs_of(at.phi), _lower_of(pull, cloud.z)], second=second, noise=noise
@@ -256,15 +259,10 @@ def derivatives(
         none = np.zeros((0, 0))
         slope = whiten.T @ mean[n:]
         return Derivatives(at.log_normaliser, mean[:n], slope, none, none, none, at.effective, none)
-    stride = max(1, len(cloud.z) // _HESSIAN_PARTICLES)
-    some = slice(None, None, stride)
+    some = slice(None, None, max(1, len(cloud.z) // _HESSIAN_PARTICLES))
     share = at.weights[some] / at.weights[some].sum()
-    bend, turn = _bend(
-        unit.phi,
-        jnp.asarray(cloud.z[some]),
-        jnp.asarray(share),
-        jnp.asarray(unit.sites.spread @ factor),
-        jnp.asarray(unit.Ct),
+    turn, bend = _motion(
+        _Nodes(cloud.z[some], at.phi[some], first[some], bent[some], share), root, unit.Ct
     )
     both = np.zeros((n + len(whiten), n + len(whiten)))
     both[:n, :n], both[n:, n:] = np.eye(n), whiten
@@ -273,8 +271,8 @@ def derivatives(
         mean[:n],
         whiten.T @ mean[n:],
         covariance[:n, :n],
-        (covariance[:n, n:] + np.asarray(turn)) @ whiten,
-        whiten.T @ (covariance[n:, n:] + np.asarray(bend)) @ whiten,
+        (covariance[:n, n:] + turn) @ whiten,
+        whiten.T @ (covariance[n:, n:] + bend) @ whiten,
         at.effective,
         both.T @ error @ both,
     )
@@ -331,93 +329,72 @@ def _precision(K: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array, jax
         factor = jnp.linalg.cholesky(full)
         inverse = cho_solve((factor, True), jnp.eye(len(K)))
         natural = -pairs.multiplicity * inverse[pairs.first, pairs.second]
-        return natural, jnp.sum(jnp.log(jnp.diag(factor)))
+        return jnp.asarray(natural), jnp.sum(jnp.log(jnp.diag(factor)))
 
     k = K[pairs.first, pairs.second]
     natural = jax.jacfwd(lambda k: parts(k)[0])(k)
     hessian = jax.hessian(lambda k: mean @ parts(k)[0] - parts(k)[1])(k)
-    return natural, hessian, jax.grad(lambda k: parts(k)[1])(k)
+    return jnp.asarray(natural), jnp.asarray(hessian), jax.grad(lambda k: parts(k)[1])(k)
 
 
-@partial(jax.jit, static_argnums=0)
-def _force(phi: Activation, h: jax.Array, Ct: jax.Array) -> jax.Array:
-    """Gradient of phi^T Ct phi / 2 in h at every node."""
-    return jax.grad(lambda h: jnp.sum((phi(h) @ Ct) * phi(h)) / 2)(h)
+class _Nodes(NamedTuple):
+    z: Floats
+    phi: Floats
+    first: Floats
+    bent: Floats
+    weights: Floats
 
 
-@partial(jax.jit, static_argnums=0)
-def _bend(
-    phi: Activation, z: jax.Array, weights: jax.Array, root: jax.Array, Ct: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Second derivatives of sum_i w_i phi_i^T Ct phi_i / 2 with h = root chol(1 + X) z at X = 0.
+def _motion(at: _Nodes, root: Floats, Ct: Floats) -> tuple[Floats, Floats]:
+    """Means over nodes of what changes as nodes move with X, h = root chol(1 + X) z.
 
-    In (X, X), shape (q, q), and in (l, X), shape (n, q).
+    Returns <d(phi phi)/dX> (n, q), and <d^2/dX^2 of phi^T Ct phi / 2> (q, q) at X = 0. To second order
+    chol(1 + X) = 1 + H - low(H H^T) with H = low(X), the lower half with its diagonal halved.
     """
-    pairs, activities = all_pairs(z.shape[1]), all_pairs(len(root))
-    smooth = steered(phi)
-
-    def tilt(x: jax.Array, l: jax.Array) -> jax.Array:  # noqa: E741
-        X = jnp.zeros((z.shape[1],) * 2).at[pairs.first, pairs.second].set(x)
-        X = X + jnp.triu(X, 1).T
-        half = jnp.tril(X, -1) + jnp.diag(jnp.diag(X)) / 2
-        square = half @ half.T
-        # chol(1 + X) = 1 + half - lower half of (half half^T) to second order.
-        root_of_one = jnp.eye(len(X)) + half
-        root_of_one -= jnp.tril(square, -1) + jnp.diag(jnp.diag(square)) / 2
-        activity = smooth(z @ (root @ root_of_one).T)
-        return jnp.sum(weights[:, None] * (activity @ _symmetric(l)) * activity) / 2
-
-    def _symmetric(l: jax.Array) -> jax.Array:  # noqa: E741
-        plain = (
-            jnp.zeros_like(Ct)
-            .at[activities.first, activities.second]
-            .set(l / activities.multiplicity)
-        )
-        return plain + jnp.triu(plain, 1).T
-
-    zero = jnp.zeros(len(pairs.first))
-    at = Ct[activities.first, activities.second] * activities.multiplicity
-
-    def column(direction: jax.Array) -> Any:
-        gradient = jax.grad(tilt, (0, 1))
-        return jax.jvp(lambda x: gradient(x, at), (zero,), (direction,))[1]
-
-    bend, turn = jax.lax.map(column, jnp.eye(len(zero)), batch_size=8)
-    return (bend + bend.T) / 2, turn.T
+    d, r = root.shape
+    pairs, sites = all_pairs(r), all_pairs(d)
+    halved = pairs.multiplicity
+    z = at.weights[:, None] * at.z
+    # d phi_i = phi'_i root_ik H_kl z_l.
+    moved = np.einsum("mi,mj->mij", at.first, at.phi).reshape(len(z), -1).T @ z
+    moved = moved.reshape(d, d, r)[:, :, None, :] * root[:, None, :, None]  # (i, j, k, l)
+    moved = (moved + moved.transpose(1, 0, 2, 3))[sites.first, sites.second]
+    turn = moved[:, pairs.second, pairs.first] * halved
+    # d^2 (phi^T Ct phi / 2) / dh_i dh_j, averaged with z_l z_m.
+    curvature = at.first[:, :, None] * Ct * at.first[:, None, :]
+    curvature[:, np.arange(d), np.arange(d)] += at.bent * (at.phi @ Ct)
+    zz = z[:, pairs.first] * at.z[:, pairs.second]
+    mean = np.zeros((d, d, r, r))
+    mean[:, :, pairs.first, pairs.second] = (curvature.reshape(len(z), -1).T @ zz).reshape(d, d, -1)
+    mean[:, :, pairs.second, pairs.first] = mean[:, :, pairs.first, pairs.second]
+    # To (k, l, k', m) with h_i = root_ik H_kl z_l.
+    bend = np.tensordot(root, np.tensordot(root, mean, (0, 1)), (0, 1)).transpose(0, 2, 1, 3)
+    force = (at.first * (at.phi @ Ct)) @ root
+    low = np.tril(force.T @ z, -1)
+    low += np.diag(np.sum(force * z, axis=0)) / 2
+    diagonal = np.arange(r)
+    bend[:, diagonal, :, diagonal] -= low + low.T
+    bend = bend[pairs.second, pairs.first][:, pairs.second, pairs.first]
+    return turn, bend * halved * halved[:, None]
 
 
-def steered(phi: Activation) -> Any:
-    """Give phi a second derivative that sees kinks: phi' differenced over a fifth of a unit.
+def slopes(phi: Activation, h: Floats) -> tuple[Floats, Floats]:
+    """Phi' and phi'' at the nodes; at kinks phi'' is phi' differenced over a fifth of a unit.
 
     Autodiff gives a piecewise linear phi no second derivative at all.
     """
-    if phi.smooth:
-        return phi
-    slope = jax.vmap(jax.grad(lambda h: phi(h)))
-    width = 0.2
+    with jax.enable_x64(True):
+        first, bent = _slopes(phi, phi.smooth, jnp.asarray(h.ravel()))
+    return np.asarray(first).reshape(h.shape), np.asarray(bent).reshape(h.shape)
 
-    def flat_slope(h: jax.Array) -> jax.Array:
-        return slope(h.ravel()).reshape(h.shape)
 
-    @jax.custom_jvp
-    def first(h: jax.Array) -> jax.Array:
-        return flat_slope(h)
-
-    @first.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        (h,), (t,) = primals, tangents
-        return first(h), t * (flat_slope(h + width) - flat_slope(h - width)) / (2 * width)
-
-    @jax.custom_jvp
-    def function(h: jax.Array) -> jax.Array:
-        return phi(h)
-
-    @function.defjvp
-    def _(primals: Any, tangents: Any) -> Any:
-        (h,), (t,) = primals, tangents
-        return function(h), first(h) * t
-
-    return function
+@partial(jax.jit, static_argnums=(0, 1))
+def _slopes(phi: Activation, smooth: bool, h: jax.Array) -> tuple[jax.Array, jax.Array]:
+    slope = jax.grad(lambda x: phi(x))
+    first = jax.vmap(slope)
+    if smooth:
+        return first(h), jax.vmap(jax.grad(slope))(h)
+    return first(h), (first(h + _KINK) - first(h - _KINK)) / (2 * _KINK)
 
 
 def _whitening(factor: Floats, pairs: Pairs) -> Floats:

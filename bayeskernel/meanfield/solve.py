@@ -173,6 +173,20 @@ def solve(
     InputError
         If all inputs are zero.
     """
+    return solve_branches(network, task, rng_key, tolerance, max_steps, progress, every_branch=True)
+
+
+def solve_branches(
+    network: Network,
+    task: Task,
+    rng_key: jax.Array | None,
+    tolerance: float,
+    max_steps: int,
+    progress: Progress | None,
+    *,
+    every_branch: bool,
+) -> MeanField:
+    """`solve`, or only the branch that raising the signal from zero leads to."""
     positive("tolerance", tolerance)
     positive_integer("max_steps", max_steps)
     symmetry = sign_symmetry(network, task)
@@ -181,10 +195,19 @@ def solve(
     seed = 0 if rng_key is None else int(np.sum(jax.random.key_data(check_key(rng_key))))
     with jax.enable_x64(True):
         if network.phi.name == "linear":
-            found = linear.solve(network, task, symmetry, tolerance, max_steps, progress)
+            found = linear.solve(
+                network, task, symmetry, tolerance, max_steps, progress, every_branch=every_branch
+            )
         else:
             found = nonlinear.solve(
-                network, task, symmetry, np.random.default_rng(seed), tolerance, max_steps, progress
+                network,
+                task,
+                symmetry,
+                np.random.default_rng(seed),
+                tolerance,
+                max_steps,
+                progress,
+                every_branch=every_branch,
             )
         best = found.branches[0]
         return MeanField(
