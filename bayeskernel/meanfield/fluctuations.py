@@ -142,6 +142,10 @@ def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -
     at = solution.expansion
     if solution.curvature <= 0:
         raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
+    if len(driven.groups) > 1 and not driven.phi.odd:
+        raise FluctuationError(
+            "fluctuations between independent steps are derived for odd activations only"
+        )
     m = solution.point.m
     covariance = at.unit @ np.linalg.solve(at.reduced, at.unit.T)
     variance = matrix(np.diag(covariance).copy(), driven)
@@ -158,7 +162,7 @@ def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -
 
 
 # Displacement for second differences of the gradient, in standard deviations of one unit.
-_DISPLACEMENT = 0.02
+_DISPLACEMENT = 0.01
 
 
 def _saddle_shift(solution: Solution, driven: Problem, problem: Problem) -> Floats:

@@ -41,6 +41,7 @@ class Status(StrEnum):
     CONVERGED = "converged"
     MAX_STEPS = "the residual did not reach the tolerance within the allowed steps"
     BREAKDOWN = "the kernel lost positive definiteness to rounding errors"
+    DIVERGED = "the iteration ran away"
     STALLED = "rounding errors stopped the descent before the residual reached the tolerance"
 
 

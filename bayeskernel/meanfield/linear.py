@@ -110,6 +110,7 @@ def solve(
         _conjugate(kernel, problem),
         training_output(kernel, problem),
         np.zeros_like(kernel),
+        0.0,
         LinearTheory(problem, kernel),
     )
 

@@ -22,6 +22,7 @@ from bayeskernel.meanfield.saddle import (
     Point,
     Problem,
     Solution,
+    expand,
     flip,
     follow,
     kernel_of,
@@ -97,11 +98,13 @@ def solve(
     problem = saddle_problem(network, task)
     driven = problem if network.scaling == "mean_field" else problem.scaled(0.0)
 
-    def finish(point: Point, *, downhill: bool = True) -> Solution:
+    def finish(reached: tuple[Point, Status], *, downhill: bool = True) -> Solution:
+        point, status = reached
         return polish(
             point,
             driven,
             rng,
+            reached=status,
             tolerance=tolerance,
             max_steps=max_steps,
             downhill=downhill,
@@ -117,12 +120,13 @@ def solve(
         if every_branch and len(symmetry.generators) and exact:
             flat = follow(begin, driven, _UP, rng, progress, leave_saddles=False)
             found.append(finish(flat, downhill=False))
-        kernel = kernel_of(found[0].point, driven)
+        kernel = matrix(found[0].point.m, driven).reshape(np.shape(driven.data.map_.input))
+        converged = found[0].status is Status.CONVERGED
         symmetric = len(symmetry.generators) and _is_symmetric(kernel, symmetry)
-        if every_branch and (exact or symmetric):
-            found.append(finish(follow(raised, driven, _DOWN, rng, progress)))
+        if every_branch and converged and (exact or symmetric):
+            found.append(finish(follow(raised[0], driven, _DOWN, rng, progress)))
     else:
-        found.append(finish(begin))
+        found.append(finish((begin, Status.CONVERGED)))
     found = _distinct(found, driven, symmetry)
     found = [_canonical(solution, driven, symmetry) for solution in found]
     best = found[0]
@@ -133,6 +137,7 @@ def solve(
         matrix(best.point.conjugate, driven).reshape(kernel.shape),
         training_output(kernel, problem.data),
         standard_error(best, driven).reshape(kernel.shape),
+        float(best.free_energy_error),
         NonlinearTheory(problem, driven, best),
     )
 
@@ -178,7 +183,8 @@ def _canonical(solution: Solution, problem: Problem, symmetry: SignSymmetry) -> 
     signs = align(kernel, target, symmetry)[0]
     if np.all(signs == 1):
         return solution
-    return solution._replace(point=flip(solution.point, problem, signs))
+    point = flip(solution.point, problem, signs)
+    return solution._replace(point=point, expansion=expand(point, problem, noise=True))
 
 
 def _branch(solution: Solution, problem: Problem) -> Branch:

@@ -49,6 +49,7 @@ from bayeskernel.meanfield.single_unit import (
     find_sites,
     grid,
     law,
+    log_normaliser_variance,
     prior_particles,
     renew,
 )
@@ -57,9 +58,9 @@ from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
-# Particles while the signal is raised; least and most snapshots of them in the last cloud, and how many
-# numbers its statistics may hold.
-_PARTICLES = 4096
+# Fewest and most particles while the signal is raised; least and most snapshots of them in the last
+# cloud, and how many numbers its statistics may hold.
+_PARTICLES = (4096, 16384)
 _SNAPSHOTS = (4, 48)
 _STATISTICS = 15_000_000
 # A Newton step may move kernels by this many standard deviations of one unit.
@@ -70,6 +71,8 @@ _STAGES = 8
 _STEPS_PER_STAGE = 60
 # A stage of the homotopy ends here, the solution at the caller's tolerance.
 _ROUGHLY = 0.03
+# A residual that has grown by this factor does not come back.
+_RUNAWAY = 100.0
 FLAT = 1e-6
 # A residual below this share of its Monte-Carlo error is as good as none.
 _SHARE_OF_NOISE = 0.02
@@ -185,9 +188,7 @@ def saddle_problem(network: Network, task: Task) -> Problem:
     prior = prior_recursion(network.phi, map_)
     K = np.asarray(preactivation_kernel(jnp.asarray(prior), map_)).reshape(steps * patterns, -1)
     groups, reduction = list[Group](), list[Sites]()
-    # Without a sign symmetry kernels between groups do not vanish.
-    every = [list(range(steps * patterns))]
-    for sites in _independent_groups(map_, given) if network.phi.odd else every:
+    for sites in _independent_groups(map_, given):
         found = find_sites(K[np.ix_(sites, sites)])
         reduction.append(found)
         groups.append(Group(tuple(sites), tuple(np.asarray(sites)[found.pivots])))
@@ -294,7 +295,7 @@ def start(problem: Problem, rng: np.random.Generator) -> Point:
         if len(K) <= GRID_DIMENSIONS:
             clouds.append(grid(problem.phi, reduction, K))
         else:
-            clouds.append(prior_particles(len(K), _PARTICLES, rng))
+            clouds.append(prior_particles(len(K), _particles(problem), rng))
     return Point(m, np.zeros_like(m), tuple(clouds))
 
 
@@ -380,9 +381,9 @@ def thinned(point: Point) -> Point:
     """A point on fewer particles, for what needs many evaluations and little accuracy."""
     clouds: list[Cloud] = []
     for cloud in point.clouds:
-        if isinstance(cloud, Particles) and len(cloud.z) > _PARTICLES:
-            stride = len(cloud.z) // _PARTICLES
-            cloud = Particles(cloud.z[::stride], cloud.log_weight[::stride] + np.log(stride))
+        if isinstance(cloud, Particles) and len(cloud.z) > _PARTICLES[0]:
+            stride = len(cloud.z) // _PARTICLES[0]
+            cloud = Particles(cloud.z[::stride], cloud.log_weight[::stride] + np.log(stride), 0.0)
         clouds.append(cloud)
     return point._replace(clouds=tuple(clouds))
 
@@ -463,6 +464,8 @@ class Solution(NamedTuple):
         Change of m along it.
     error
         Covariance of m over clouds, shape (n, n).
+    free_energy_error
+        Standard error of F from sampling.
     status
         How the solver ended.
     """
@@ -474,6 +477,7 @@ class Solution(NamedTuple):
     curvature: float
     direction: Floats
     error: Floats
+    free_energy_error: float
     status: Status
 
 
@@ -503,21 +507,25 @@ def descend(
     report: Callable[[int, float], None] | None = None,
 ) -> tuple[Point, Expansion, Status]:
     """Newton's method; clouds follow the law unless ``frozen``."""
-    radius, best = _RADIUS, np.inf
+    radius, best, first = _RADIUS, np.inf, np.inf
+    at = _NOTHING
     for step in range(max_steps + 1):
         try:
             at = expand(point, problem)
+            if not frozen and at.effective < _OVERLAP:
+                point = refresh(point, problem, rng)
+                at = expand(point, problem)
         except np.linalg.LinAlgError:
-            return point, expand_failed(), Status.BREAKDOWN
-        if not frozen and at.effective < _OVERLAP:
-            point = refresh(point, problem, rng)
-            at = expand(point, problem)
+            return point, at, Status.BREAKDOWN
+        first = min(first, max(1.0, at.residual))
         if report is not None:
             report(step, at.residual)
         if at.residual < tolerance:
             return point, at, Status.CONVERGED
         if step == max_steps:
             break
+        if not at.residual < _RUNAWAY * first:
+            return point, at, Status.DIVERGED
         # Overshooting shows as a growing residual.
         radius = radius / 2 if at.residual > 2 * best else min(_RADIUS, 1.5 * radius)
         best = min(best, at.residual) if at.residual <= 2 * best else at.residual
@@ -528,10 +536,20 @@ def descend(
     return point, at, Status.MAX_STEPS
 
 
-def expand_failed() -> Expansion:
-    """An expansion that says nothing."""
-    none, nan = np.zeros((0, 0)), np.full(1, np.nan)
-    return Expansion(np.nan, nan, nan, none, none, none, none, nan, 0.0, none)
+# An expansion that says nothing.
+_NONE = np.zeros((0, 0))
+_NOTHING = Expansion(
+    np.nan,
+    np.full(1, np.nan),
+    np.full(1, np.nan),
+    _NONE,
+    _NONE,
+    _NONE,
+    _NONE,
+    np.zeros(0),
+    0.0,
+    _NONE,
+)
 
 
 def refresh(
@@ -558,22 +576,26 @@ def follow(
     progress: Progress | None,
     *,
     leave_saddles: bool = True,
-) -> Point:
-    """Carry a point along a path of signals, leaving saddles down their unstable direction."""
+) -> tuple[Point, Status]:
+    """Carry a point along a path of signals, leaving saddles down their unstable direction.
+
+    Stops where a stage does not converge, and says so.
+    """
     for signal in signals:
         now = problem.scaled(float(signal))
         report = None if progress is None else partial(progress, f"signal {signal:.2f}")
         options: dict[str, Any] = {"tolerance": _ROUGHLY, "max_steps": _STEPS_PER_STAGE}
-        options["downhill"] = leave_saddles
-        point, at, _ = descend(point, now, rng, **options, report=report)
+        options |= {"downhill": leave_saddles, "report": report}
+        point, at, status = descend(point, now, rng, **options)
+        if status is Status.CONVERGED and leave_saddles:
+            values, vectors = np.linalg.eigh(at.reduced)
+            if values[0] < -FLAT:
+                pushed = point._replace(m=point.m + 0.3 * at.unit @ vectors[:, 0])
+                point, at, status = descend(pushed, now, rng, **options)
+        if status is not Status.CONVERGED:
+            return point, status
         point = refresh(point, now, rng)
-        at = expand(point, now)
-        values, vectors = np.linalg.eigh(at.reduced)
-        if leave_saddles and values[0] < -FLAT:
-            pushed = point._replace(m=point.m + 0.3 * at.unit @ vectors[:, 0])
-            point, at, _ = descend(pushed, now, rng, **options, report=report)
-            point = refresh(point, now, rng)
-    return point
+    return point, Status.CONVERGED
 
 
 def polish(
@@ -581,15 +603,20 @@ def polish(
     problem: Problem,
     rng: np.random.Generator,
     *,
+    reached: Status,
     tolerance: float,
     max_steps: int,
     downhill: bool = True,
     progress: Progress | None = None,
 ) -> Solution:
     """Converge on clouds of full size and tell how far to trust the result."""
+    if reached is not Status.CONVERGED:
+        return _failed(point, _NOTHING, reached)
     report = None if progress is None else partial(progress, "polish")
     options: dict[str, Any] = {"max_steps": max_steps, "downhill": downhill, "report": report}
-    point, _, _ = descend(point, problem, rng, tolerance=_ROUGHLY, **options)
+    point, at, status = descend(point, problem, rng, tolerance=_ROUGHLY, **options)
+    if status is not Status.CONVERGED:
+        return _failed(point, at, status)
     point = refresh(point, problem, rng, transitions=10)
     point = refresh(point, problem, rng, transitions=5, snapshots=_snapshots(problem))
     if not problem.phi.smooth:
@@ -603,11 +630,8 @@ def polish(
         point, at, status = descend(
             refresh(point, problem, rng), problem, rng, tolerance=tolerance, frozen=True, **options
         )
-    if status is Status.BREAKDOWN:
-        nan = np.full_like(point.m, np.nan)
-        return Solution(
-            point, at, np.nan, np.nan, np.nan, nan, np.full((len(nan),) * 2, np.nan), status
-        )
+    if status in (Status.BREAKDOWN, Status.DIVERGED):
+        return _failed(point, at, status)
     at = expand(point, problem, noise=True)
     values, vectors = np.linalg.eigh(at.reduced)
     return Solution(
@@ -618,13 +642,31 @@ def polish(
         float(values[0]),
         at.unit @ vectors[:, 0],
         _error(at),
+        np.sqrt(
+            sum(
+                log_normaliser_variance(c, u)
+                for c, u in zip(point.clouds, units(point, problem), strict=True)
+            )
+        ),
         status,
     )
 
 
+def _failed(point: Point, at: Expansion, status: Status) -> Solution:
+    nan = np.full_like(point.m, np.nan)
+    error = np.full((len(nan),) * 2, np.nan)
+    return Solution(point, at, np.nan, at.residual, np.nan, nan, error, np.nan, status)
+
+
+def _particles(problem: Problem) -> int:
+    """Enough to invert the covariance of their statistics."""
+    most = max(len(g.sites) * (len(g.sites) + 1) // 2 for g in problem.groups)
+    return int(np.clip(5 * most, *_PARTICLES))
+
+
 def _snapshots(problem: Problem) -> int:
     most = max(len(g.sites) * (len(g.sites) + 1) for g in problem.groups)
-    return int(np.clip(_STATISTICS // (most * _PARTICLES), *_SNAPSHOTS))
+    return int(np.clip(_STATISTICS // (most * _particles(problem)), *_SNAPSHOTS))
 
 
 def _error(at: Expansion) -> Floats:
@@ -637,5 +679,11 @@ def _error(at: Expansion) -> Floats:
 
 
 def kernel_of(point: Point, problem: Problem) -> Floats:
-    """C of shape (T, P, T, P)."""
-    return matrix(point.m, problem).reshape(np.shape(problem.data.map_.input))
+    """C of shape (T, P, T, P); between groups the product of means, which is zero for odd phi."""
+    C = matrix(point.m, problem)
+    if len(problem.groups) > 1 and not problem.phi.odd:
+        mean, label = np.zeros(len(C)), np.zeros(len(C), int)
+        for i, (at, group) in enumerate(zip(laws(point, problem), problem.groups, strict=True)):
+            mean[list(group.sites)], label[list(group.sites)] = at.weights @ at.phi, i
+        C = np.where(label[:, None] == label, C, np.outer(mean, mean))
+    return C.reshape(np.shape(problem.data.map_.input))

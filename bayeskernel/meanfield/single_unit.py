@@ -119,10 +119,13 @@ class Particles(NamedTuple):
         Shape (M, r).
     log_weight
         ln Z = ln sum_i exp(log_weight_i + phi_i^T Ct phi_i / 2), shape (M,).
+    variance
+        Of ln Z from the clouds this one descends from.
     """
 
     z: Floats
     log_weight: Floats
+    variance: float = 0.0
 
 
 Cloud = Grid | Particles
@@ -486,7 +489,16 @@ def renew(
     z = np.concatenate(parts)
     phi = activity(unit.phi, z @ root.T)
     tilt = np.sum((phi @ Ct) * phi, axis=1) / 2
-    return Particles(z, at.log_normaliser - np.log(len(z)) - tilt)
+    log_weight = at.log_normaliser - np.log(len(z)) - tilt
+    return Particles(z, log_weight, log_normaliser_variance(cloud, unit))
+
+
+def log_normaliser_variance(cloud: Cloud, unit: Unit) -> float:
+    """Variance of ln Z from sampling: each change of weights between clouds adds its own."""
+    if isinstance(cloud, Grid):
+        return 0.0
+    effective = law(cloud, unit).effective
+    return cloud.variance + (1 / effective - 1) / len(cloud.z)
 
 
 @partial(jax.jit, static_argnums=0)

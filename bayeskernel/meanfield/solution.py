@@ -63,4 +63,5 @@ class Found(NamedTuple):
     conjugate: Floats
     output: Floats
     monte_carlo_error: Floats
+    free_energy_error: float
     theory: Theory

@@ -52,6 +52,8 @@ class MeanField:
     monte_carlo_error
         Standard error of each kernel entry from sampling inside the solver, shape (T, P, T, P);
         zero where nothing was sampled: linear networks, and others with few sites per group.
+    free_energy_error
+        Standard error of the free energy from the same sampling.
     result
         `Status`: "converged", or a sentence that says what went wrong.
     branches
@@ -67,6 +69,7 @@ class MeanField:
     free_energy: float
     residual: float
     monte_carlo_error: Floats
+    free_energy_error: float
     result: Status
     branches: tuple[Branch, ...]
     _theory: Theory = field(repr=False)
@@ -220,6 +223,7 @@ def solve_branches(
             free_energy=best.free_energy,
             residual=best.residual,
             monte_carlo_error=found.monte_carlo_error,
+            free_energy_error=found.free_energy_error,
             result=best.result,
             branches=found.branches,
             _theory=found.theory,

@@ -1,0 +1,201 @@
+"""Exact theory for any activation: tables, closed forms, the other solver, independent integrals."""
+
+import jax
+import numpy as np
+import pytest
+from scipy.integrate import quad
+from scipy.optimize import brentq
+from scipy.special import erf
+
+import bayeskernel as bk
+from bayeskernel.meanfield import saddle, single_unit
+from bayeskernel.meanfield.prior import prior_kernel
+
+ENDPOINT = bk.tasks.endpoint([[1.0]], [2.0], 3)
+ERF = bk.Network(512, "erf", noise=0.1)
+
+
+def matrix(kernel):
+    size = kernel.shape[0] * kernel.shape[1]
+    return kernel.reshape(size, size)
+
+
+@pytest.fixture(scope="module")
+def coherent():
+    return bk.solve(ERF, ENDPOINT)
+
+
+def test_reference_table_2(coherent):
+    C = np.abs(matrix(coherent.kernel))
+    # Printed to four digits in docs/theory.
+    assert np.diag(C) == pytest.approx([0.5055, 0.5228, 0.6543], abs=3e-4)
+    assert [C[0, 1], C[0, 2], C[1, 2]] == pytest.approx([0.2364, 0.2021, 0.4482], abs=4e-4)
+    assert coherent.free_energy == pytest.approx(3.633, abs=5e-4)
+    assert coherent.converged
+    assert coherent.residual < 1e-7
+    assert not coherent.monte_carlo_error.any()
+    weak = bk.solve(ERF, ENDPOINT.scaled(0.5))
+    assert np.diag(matrix(weak.kernel)) == pytest.approx([0.4764, 0.3779, 0.3944], abs=1e-4)
+    assert np.abs(bk.coherence(weak.kernel) - np.eye(3)).max() < 1e-9
+
+
+def test_branches_of_a_broken_symmetry(coherent):
+    stable, saddle_point = coherent.branches
+    assert stable.stable
+    assert not saddle_point.stable
+    assert stable.free_energy < saddle_point.free_energy
+    untied = bk.solve(bk.Network(512, "erf", "untied", noise=0.1), ENDPOINT)
+    assert saddle_point.kernel == pytest.approx(untied.kernel, abs=1e-5)
+    assert saddle_point.free_energy == pytest.approx(untied.free_energy, abs=1e-6)
+
+
+def test_one_step_against_an_independent_integral():
+    """T = 1: one scalar equation, Ct = a^2, C = <phi^2> under exp(-h^2/2 + Ct phi^2/2)."""
+    y, noise = 2.0, 0.1
+
+    def phi(h):
+        return erf(np.sqrt(np.pi) / 2 * h)
+
+    def average(f, Ct):
+        return quad(lambda h: f(h) * np.exp(-(h**2) / 2 + Ct * phi(h) ** 2 / 2), -12, 12)[0]
+
+    def kernel(Ct):
+        return average(lambda h: phi(h) ** 2, Ct) / average(lambda h: 1.0, Ct)
+
+    C = brentq(lambda C: C - kernel((y / (C + noise)) ** 2), 0.05, 0.999, xtol=1e-13)
+    theory = bk.solve(ERF, bk.Task(np.ones((1, 1, 1)), [[y]]))
+    assert theory.kernel.item() == pytest.approx(C, abs=1e-7)
+    Ct = (y / (C + noise)) ** 2
+    Z = average(lambda h: 1.0, Ct) / np.sqrt(2 * np.pi)
+    F = y**2 / (C + noise) / 2 + Ct * C / 2 - np.log(Z)
+    assert theory.free_energy == pytest.approx(F, abs=1e-7)
+
+
+@pytest.mark.parametrize("sharing", ["tied", [0, 0, 1], "untied"])
+def test_linear_networks_against_the_gaussian_solver(sharing):
+    """Kernel, F, curvature's sign, fluctuations and 1/N shift: two solvers without common code."""
+    network = bk.Network(64, "linear", sharing, noise=0.5)
+    task = bk.tasks.endpoint([[1.0]], [4.5], 3)
+    gaussian = bk.solve(network, task)
+    general = bk.solve(bk.Network(64, lambda h: 1.0 * h, sharing, noise=0.5), task)
+    # Linear statistics reach far: the grid holds 6.5 standard deviations.
+    assert general.kernel == pytest.approx(gaussian.kernel, rel=1e-5, abs=1e-5)
+    assert general.free_energy == pytest.approx(gaussian.free_energy, abs=1e-6)
+    assert general.conjugate == pytest.approx(gaussian.conjugate, abs=1e-4)
+    assert general.kernel_std() == pytest.approx(gaussian.kernel_std(), rel=1e-3)
+    # Second differences over 0.01 standard deviations err by its square.
+    assert general.kernel_shift() == pytest.approx(gaussian.kernel_shift(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["erf", "tanh", "relu"])
+def test_grid_and_particles_agree(activation, monkeypatch):
+    network = bk.Network(64, activation, noise=0.1)
+    exact = bk.solve(network, ENDPOINT)
+    monkeypatch.setattr(saddle, "GRID_DIMENSIONS", 0)
+    sampled = bk.solve(network, ENDPOINT)
+    assert sampled.converged
+    error = sampled.monte_carlo_error
+    assert np.all(error > 0)
+    assert np.linalg.norm(error) < 0.01 * np.linalg.norm(exact.kernel)
+    assert np.abs((sampled.kernel - exact.kernel) / error).max() < 5
+    off = abs(sampled.free_energy - exact.free_energy)
+    assert off < 5 * sampled.free_energy_error < 0.02 * exact.free_energy * 5
+    again = bk.solve(network, ENDPOINT)
+    assert np.array_equal(again.kernel, sampled.kernel)
+    other = bk.solve(network, ENDPOINT, jax.random.key(3))
+    both = np.hypot(other.monte_carlo_error, error)
+    assert np.abs((other.kernel - sampled.kernel) / both).max() < 5
+    assert not np.array_equal(other.kernel, sampled.kernel)
+
+
+@pytest.mark.parametrize("activation", ["erf", "relu"])
+def test_refining_the_grid_changes_nothing(activation, monkeypatch):
+    network = bk.Network(64, activation, noise=0.3)
+    coarse = bk.solve(network, ENDPOINT)
+    monkeypatch.setitem(single_unit._GRID_NODES, 3, 57)
+    monkeypatch.setitem(single_unit._PANEL_NODES, 3, 44)
+    fine = bk.solve(network, ENDPOINT)
+    assert fine.kernel == pytest.approx(coarse.kernel, abs=1e-6)
+    assert fine.free_energy == pytest.approx(coarse.free_energy, abs=1e-6)
+
+
+def test_free_energy_is_the_integral_over_the_signal():
+    """dF/ds = s y^T S^-1 y at a stationary point: thermodynamic integration along the homotopy."""
+    nodes, weights = np.polynomial.legendre.leggauss(10)
+    # The transition at 1.4596 / 2 of these targets bends the integrand; integrate both sides of it.
+    edge = 1.45955159890529 / 2
+    total = 0.0
+    for low, high in ((0.0, edge), (edge, 1.0)):
+        for x, w in zip(nodes, weights, strict=True):
+            s = (low + high) / 2 + (high - low) / 2 * x
+            C = bk.solve(ERF, ENDPOINT.scaled(s)).kernel[2, 0, 2, 0]
+            total += w * (high - low) / 2 * s * 4.0 / (C + 0.1)
+    assert total == pytest.approx(bk.solve(ERF, ENDPOINT).free_energy, abs=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["erf", "relu", "tanh"])
+def test_limits_where_data_do_not_act(activation):
+    network = bk.Network(64, activation, noise=0.1)
+    prior = prior_kernel(network, ENDPOINT)
+    weak = bk.solve(network, ENDPOINT.scaled(1e-4))
+    assert weak.kernel == pytest.approx(prior, abs=1e-6)
+    noisy = bk.solve(bk.Network(64, activation, noise=1e6), ENDPOINT)
+    assert noisy.kernel == pytest.approx(prior, abs=1e-5)
+    lazy = bk.solve(bk.Network(64, activation, noise=0.1, scaling="standard"), ENDPOINT)
+    assert lazy.kernel == pytest.approx(prior, abs=1e-6)
+    assert not np.any(np.abs(lazy.conjugate) > 1e-6)
+    # The NNGP's posterior mean.
+    C = matrix(prior)
+    assert lazy.output.ravel() == pytest.approx(C[:, 2] * 2.0 / (C[2, 2] + 0.1), abs=1e-5)
+
+
+def test_duplicate_patterns_and_silent_sites():
+    """Patterns that repeat follow from their twins; two halves of the evidence of one."""
+    twice = bk.tasks.endpoint([[1.0], [1.0]], [2.0, 2.0], 2)
+    once = bk.tasks.endpoint([[1.0]], [2.0], 2)
+    network, quieter = bk.Network(64, "erf", noise=0.2), bk.Network(64, "erf", noise=0.1)
+    double = matrix(bk.solve(network, twice).kernel)
+    single = matrix(bk.solve(quieter, once).kernel)
+    assert double[::2, ::2] == pytest.approx(single, abs=1e-6)
+    assert double[1::2, ::2] == pytest.approx(single, abs=1e-6)
+
+
+def test_several_outputs():
+    one = bk.tasks.endpoint([[1.0]], [2.0], 2)
+    two = bk.tasks.endpoint([[1.0]], [[2.0 * np.cos(1.0), 2.0 * np.sin(1.0)]], 2)
+    network = bk.Network(64, "tanh", noise=0.1)
+    first, second = bk.solve(network, one), bk.solve(network, two)
+    # Outputs may be rotated into each other, and one that is zero everywhere pulls at nothing.
+    assert second.kernel == pytest.approx(first.kernel, abs=1e-7)
+    assert second.free_energy == pytest.approx(first.free_energy, abs=1e-7)
+
+
+def test_predictions_extend_the_training_solution():
+    task = bk.tasks.endpoint([[1.0, 0.0]], [2.0], 3)
+    theory = bk.solve(ERF, task)
+    new = np.zeros((3, 2, 2))
+    new[0, 0], new[0, 1] = [1.0, 0.0], [0.0, 1.0]
+    found = theory.predict(new)
+    # A training pattern met again, and an orthogonal one.
+    assert found.mean[:, 0, 0] == pytest.approx(theory.output[:, 0, 0], abs=0.02)
+    assert found.kernel[:, 0, :, 0] == pytest.approx(theory.kernel[:, 0, :, 0], abs=0.02)
+    assert found.cross_kernel[:, 1, :, 0] == pytest.approx(np.zeros((3, 3)), abs=0.02)
+
+
+def test_linear_predictions_by_sampling():
+    network = bk.Network(64, "linear", noise=0.5)
+    task = bk.tasks.endpoint([[1.0, 0.5]], [4.5], 3)
+    new = np.zeros((3, 1, 2))
+    new[0, 0] = [1.0, -1.0]
+    exact = bk.solve(network, task).predict(new)
+    sampled = bk.solve(bk.Network(64, lambda h: 1.0 * h, noise=0.5), task).predict(new)
+    scale = np.abs(exact.kernel).max()
+    assert sampled.mean == pytest.approx(exact.mean, abs=0.05)
+    assert sampled.kernel == pytest.approx(exact.kernel, abs=0.05 * scale)
+    assert sampled.cross_kernel == pytest.approx(exact.cross_kernel, abs=0.03 * scale)
+
+
+def test_an_exhausted_solver_says_so():
+    theory = bk.solve(ERF, ENDPOINT, max_steps=1, tolerance=1e-14)
+    assert not theory.converged
+    assert "did not reach" in theory.result
