@@ -72,7 +72,9 @@ def compare_command(
     space: Annotated[
         SpaceName, typer.Option(help="Coordinates to sample in; all are exact.")
     ] = SpaceName.auto,
-    activation: Annotated[str, typer.Option(help="Activation; theory covers 'linear'.")] = "linear",
+    activation: Annotated[
+        str, typer.Option(help="Activation: linear, erf, tanh or relu.")
+    ] = "linear",
     sharing: Annotated[
         list[str] | None,
         typer.Option(

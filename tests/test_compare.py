@@ -190,7 +190,7 @@ def test_command_line_compares_and_reports(tmp_path):
         (("--patterns", "3"), "--patterns: expected an even number"),
         (("--sharing", "a,b"), "--sharing: expected tied, untied or labels"),
         (("--sharing", "0,1"), "sharing: expected 4 labels"),
-        (("--activation", "tanh"), "activation: expected 'linear'"),
+        (("--activation", "sigmoid"), "activation: expected one of"),
         (("--task", "mnist"), "'mnist' is not one of"),
     ],
 )

@@ -11,13 +11,13 @@ import pytest
 import bayeskernel as bk
 from bayeskernel import kernels
 from bayeskernel.inference import conditional, preactivations, weights
-from bayeskernel.meanfield import free_energy, solve
+from bayeskernel.meanfield import free_energy, linear, saddle, single_unit, solve
 from bayeskernel.network import StepLabels
 
 from . import test_kernels
 from .conftest import make_general_task as general_task
 from .inference import test_conditional, test_kernel_space, test_preactivations, test_weights
-from .meanfield import test_linear
+from .meanfield import test_linear, test_nonlinear
 
 CHECKS = {
     "K by entry": lambda: test_kernels.test_preactivation_kernel_entry_by_entry(
@@ -42,10 +42,15 @@ CHECKS = {
         "mixed", general_task()
     ),
     "theory: table 1": lambda: test_linear.test_table_1(bk.tasks.endpoint([[1.0]], [4.5], 3)),
+    "theory: table 2": lambda: test_nonlinear.test_reference_table_2(
+        bk.solve(test_nonlinear.ERF, test_nonlinear.ENDPOINT)
+    ),
+    "theory: one step": test_nonlinear.test_one_step_against_an_independent_integral,
     "theory: untied gain": lambda: test_linear.test_untied_endpoint_gain_is_equal_at_every_step(5),
 }
 
 _map, _data, _supervision = kernels.kernel_map, weights.data, kernels.supervision
+_reads, _weigh = saddle._reads, single_unit._weigh
 _masks, _evidence = StepLabels.masks, preactivations.log_evidence
 
 
@@ -81,7 +86,7 @@ def without_log_determinant(kernel, at, given):
 
 
 def everywhere(name, function):
-    modules = (kernels, preactivations, conditional, free_energy, solve)
+    modules = (kernels, preactivations, conditional, free_energy, saddle, solve)
     return [(module, name, function) for module in modules if hasattr(module, name)]
 
 
@@ -114,20 +119,26 @@ MUTANTS = {
         (weights, "data", scaled_data(without_last_pattern)),
     ],
     "log determinant missing": [(preactivations, "log_evidence", without_log_determinant)],
-    "shift not undone": [(solve, "unshift", lambda kernel: kernel)],
+    "shift not undone": [(linear, "unshift", lambda kernel: kernel)],
+    "K's slope - 5 %": [(saddle, "_reads", lambda *given: 0.95 * _reads(*given))],
+    "tilt + 5 %": [
+        (single_unit, "_weigh", lambda phi, Ct: 1.05 * _weigh(phi, Ct)),
+    ],
 }
 
 # Errors that a space or the theory cannot contain.
 EXPECTED = {
     "noise + 5 %": {"weights: density", "pre-activations: density", "kernels: density", "readout conditional",
-                    "theory: table 1", "theory: untied gain"},
+                    "theory: table 1", "theory: untied gain", "theory: table 2"},
     "recurrent std + 5 %": {"weights: density", "pre-activations: density", "kernels: density",
-                            "theory: table 1", "theory: untied gain"},
+                            "theory: table 1", "theory: untied gain", "theory: table 2"},
     "masks exchanged": {"K by entry", "weights: density", "pre-activations: density", "kernels: density"},
     "one pattern dropped": {"weights: density", "pre-activations: density", "kernels: density",
                             "readout conditional"},
     "log determinant missing": {"pre-activations: density", "kernels: density"},
     "shift not undone": {"theory: saddle point"},
+    "K's slope - 5 %": {"theory: table 2"},
+    "tilt + 5 %": {"theory: table 2", "theory: one step"},
 }  # fmt: skip
 
 

@@ -214,11 +214,16 @@ def law(cloud: Cloud, unit: Unit) -> Law:
     else:
         h = cloud.z @ np.linalg.cholesky(unit.K).T @ unit.sites.spread.T
         phi, base = activity(unit.phi, h), cloud.log_weight
-    log_density = base + np.sum((phi @ unit.Ct) * phi, axis=1) / 2
+    log_density = base + _weigh(phi, unit.Ct)
     log_normaliser = float(logsumexp(log_density))
     weights = np.exp(log_density - log_normaliser)
     effective = float(1 / (len(weights) * np.sum(weights**2)))
     return Law(log_normaliser, weights, h, phi, 1.0 if isinstance(cloud, Grid) else effective)
+
+
+def _weigh(phi: Floats, Ct: Floats) -> Floats:
+    """phi^T Ct phi / 2 at every node."""
+    return np.asarray(np.sum((phi @ Ct) * phi, axis=1) / 2)
 
 
 def activity(phi: Activation, h: Floats) -> Floats:
@@ -488,7 +493,7 @@ def renew(
         parts.append(z)
     z = np.concatenate(parts)
     phi = activity(unit.phi, z @ root.T)
-    tilt = np.sum((phi @ Ct) * phi, axis=1) / 2
+    tilt = _weigh(phi, Ct)
     log_weight = at.log_normaliser - np.log(len(z)) - tilt
     return Particles(z, log_weight, log_normaliser_variance(cloud, unit))
 

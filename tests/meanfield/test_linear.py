@@ -264,7 +264,7 @@ class TestPredict:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda task: bk.solve(bk.Network(8, "tanh"), task), "activation: expected 'linear'"),
+        (lambda task: bk.solve(bk.Network(8, "tanh"), task, rng_key=3), "rng_key: expected"),
         (lambda task: bk.solve(bk.Network(8, "linear"), task, tolerance=0), "tolerance: expected"),
         (
             lambda task: bk.solve(bk.Network(8, "linear"), bk.Task(0 * task.inputs, task.targets)),

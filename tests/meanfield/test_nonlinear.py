@@ -87,7 +87,14 @@ def test_linear_networks_against_the_gaussian_solver(sharing):
     assert general.kernel_shift() == pytest.approx(gaussian.kernel_shift(), rel=1e-3, abs=1e-4)
 
 
-@pytest.mark.parametrize("activation", ["erf", "tanh", "relu"])
+@pytest.mark.parametrize(
+    "activation",
+    [
+        "erf",
+        pytest.param("tanh", marks=pytest.mark.long),
+        pytest.param("relu", marks=pytest.mark.long),
+    ],
+)
 def test_grid_and_particles_agree(activation, monkeypatch):
     network = bk.Network(64, activation, noise=0.1)
     exact = bk.solve(network, ENDPOINT)
@@ -108,7 +115,7 @@ def test_grid_and_particles_agree(activation, monkeypatch):
     assert not np.array_equal(other.kernel, sampled.kernel)
 
 
-@pytest.mark.parametrize("activation", ["erf", "relu"])
+@pytest.mark.parametrize("activation", ["erf", pytest.param("relu", marks=pytest.mark.long)])
 def test_refining_the_grid_changes_nothing(activation, monkeypatch):
     network = bk.Network(64, activation, noise=0.3)
     coarse = bk.solve(network, ENDPOINT)
@@ -119,9 +126,10 @@ def test_refining_the_grid_changes_nothing(activation, monkeypatch):
     assert fine.free_energy == pytest.approx(coarse.free_energy, abs=1e-6)
 
 
+@pytest.mark.long
 def test_free_energy_is_the_integral_over_the_signal():
     """dF/ds = s y^T S^-1 y at a stationary point: thermodynamic integration along the homotopy."""
-    nodes, weights = np.polynomial.legendre.leggauss(10)
+    nodes, weights = np.polynomial.legendre.leggauss(6)
     # The transition at 1.4596 / 2 of these targets bends the integrand; integrate both sides of it.
     edge = 1.45955159890529 / 2
     total = 0.0

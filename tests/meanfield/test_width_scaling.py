@@ -1,0 +1,94 @@
+"""As the width grows, sampled kernels approach the theory as 1/N, and nothing else is left.
+
+``python -m pytest -m slow tests/meanfield/test_width_scaling.py -rP`` takes about a quarter of an hour.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+import bayeskernel as bk
+
+WIDTHS = (64, 128, 256, 512, 1024)
+ENDPOINT = bk.tasks.endpoint([[1.0]], [1.0], 3)
+SEQUENCE = bk.tasks.sine(2, 3, supervised=[1, 3])
+CASES = {
+    "linear, tied, above": ("linear", "tied", ENDPOINT.scaled(4.5), 0.5),
+    "erf, tied, below": ("erf", "tied", ENDPOINT.scaled(1.0), 0.1),
+    "erf, tied, above": ("erf", "tied", ENDPOINT.scaled(2.5), 0.1),
+    "erf, untied": ("erf", "untied", ENDPOINT.scaled(2.5), 0.1),
+    "tanh, half-tied": ("tanh", [0, 0, 1], ENDPOINT.scaled(2.0), 0.1),
+    "relu, tied": ("relu", "tied", ENDPOINT.scaled(2.0), 0.5),
+    "erf, tied, sequence": ("erf", "tied", SEQUENCE.scaled(1.5), 0.3),
+    "erf, tied, four patterns": (
+        "erf",
+        "tied",
+        bk.tasks.endpoint(2 * np.eye(4), [2.5, 2.5, -2.5, -2.5], 4),
+        0.1,
+    ),
+}
+
+
+def sampled(network, task, theory, seed, draws):
+    posterior = bk.sample(
+        jax.random.key(seed),
+        network,
+        task,
+        space="preactivations",
+        num_warmup=300,
+        num_samples=draws,
+        num_chains=4,
+        progress=False,
+    )
+    cmp = bk.compare(posterior, dataclasses.replace(theory, network=network))
+    assert cmp.table["ess"].min() > 200
+    return cmp.kernel, cmp.mcse
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_intercept_and_slope(case):
+    activation, sharing, task, noise = CASES[case]
+    large = task.shape[1] > 2
+    widths = np.array(WIDTHS[1:] if large else WIDTHS)
+    theory = bk.solve(bk.Network(256, activation, sharing, noise=noise), task)
+    assert theory.converged
+    results = [
+        sampled(
+            bk.Network(int(n), activation, sharing, noise=noise),
+            task,
+            theory,
+            seed=i,
+            draws=1500 if large else 6000,
+        )
+        for i, n in enumerate(widths)
+    ]
+    size = theory.kernel.shape[0] * theory.kernel.shape[1]
+    upper = np.triu_indices(size)
+    means, errors = (np.array([r[k].reshape(size, size)[upper] for r in results]) for k in (0, 1))
+    target, monte_carlo = (
+        a.reshape(size, size)[upper] for a in (theory.kernel, theory.monte_carlo_error)
+    )
+    moving = errors.min(axis=0) > 0
+    design = np.stack([np.ones(len(widths)), 1 / widths, 1 / widths**2], axis=1)
+    z = []
+    for entry in np.flatnonzero(moving):
+        weight = 1 / errors[:, entry]
+        covariance = np.linalg.inv((design * weight[:, None] ** 2).T @ design)
+        fit = covariance @ (design * weight[:, None] ** 2).T @ means[:, entry]
+        error = np.hypot(np.sqrt(covariance[0, 0]), monte_carlo[entry])
+        z.append((fit[0] - target[entry]) / error)
+    # One agreeing case in 10,000 would be called a disagreement.
+    limit = norm.isf(1e-4 / 2 / len(z))
+    distance = [
+        np.linalg.norm((m - target)[moving]) / np.linalg.norm(target[moving]) for m in means
+    ]
+    print(
+        f"| {case} | {len(z)} | {np.abs(z).max():.2f} | {limit:.1f} | "
+        + " | ".join(f"{d:.4f}" for d in distance)
+        + " |"
+    )
+    assert np.abs(z).max() < limit
