@@ -35,9 +35,9 @@ from bayeskernel.meanfield.free_energy import (
     whitened_free_energy,
 )
 from bayeskernel.meanfield.gaussian import dense_hessian, symmetric_basis
+from bayeskernel.meanfield.homotopy import Solution
 from bayeskernel.meanfield.saddle import (
     Problem,
-    Solution,
     correction_slope,
     gradient,
     matrix,

@@ -16,21 +16,17 @@ from bayeskernel.gauge import SignSymmetry, align, canonical, flip_kernel
 from bayeskernel.kernels import preactivation_kernel
 from bayeskernel.meanfield.fluctuations import Fluctuations, saddle_fluctuations
 from bayeskernel.meanfield.gaussian import Progress, Status
+from bayeskernel.meanfield.homotopy import FLAT, Solution, follow, polish, start
 from bayeskernel.meanfield.predict import Prediction, predict_sampled, training_output
 from bayeskernel.meanfield.saddle import (
-    FLAT,
     Point,
     Problem,
-    Solution,
     expand,
     flip,
-    follow,
     kernel_of,
     laws,
     matrix,
-    polish,
     saddle_problem,
-    start,
 )
 from bayeskernel.meanfield.single_unit import Grid
 from bayeskernel.meanfield.solution import Branch, Found

@@ -15,7 +15,6 @@ such *group* of sites has a cloud of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,10 +33,8 @@ from bayeskernel.kernels import (
     supervision,
 )
 from bayeskernel.meanfield.free_energy import Data, data_energy, output_log_determinant
-from bayeskernel.meanfield.gaussian import Progress, Status
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.single_unit import (
-    GRID_DIMENSIONS,
     Cloud,
     Grid,
     Law,
@@ -47,35 +44,15 @@ from bayeskernel.meanfield.single_unit import (
     all_pairs,
     derivatives,
     find_sites,
-    grid,
     law,
-    log_normaliser_variance,
-    prior_particles,
-    renew,
 )
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
-# Fewest and most particles while the signal is raised; least and most snapshots of them in the last
-# cloud, and how many numbers its statistics may hold.
-_PARTICLES = (4096, 16384)
-_SNAPSHOTS = (4, 48)
-_STATISTICS = 15_000_000
-# A Newton step may move kernels by this many standard deviations of one unit.
-_RADIUS = 0.5
-# Below this effective fraction particles are drawn anew.
-_OVERLAP = 0.5
-_STAGES = 8
-_STEPS_PER_STAGE = 60
-# A stage of the homotopy ends here, the solution at the caller's tolerance.
-_ROUGHLY = 0.03
-# A residual that has grown by this factor does not come back.
-_RUNAWAY = 100.0
-FLAT = 1e-6
-# A residual below this share of its Monte-Carlo error is as good as none.
-_SHARE_OF_NOISE = 0.02
+# Particles that a thinned cloud keeps.
+_THINNED = 4096
 # Directions in which the statistics vary less than this, relative to their scale, are null.
 _NULL = 1e-11
 
@@ -286,19 +263,6 @@ def laws(point: Point, problem: Problem) -> list[Law]:
     return [law(c, u) for c, u in zip(point.clouds, units(point, problem), strict=True)]
 
 
-def start(problem: Problem, rng: np.random.Generator) -> Point:
-    """The prior, where Ct = 0."""
-    prior = prior_recursion(problem.phi, problem.data.map_)
-    m = entries(prior.reshape(problem.size, -1), problem)
-    clouds: list[Cloud] = []
-    for reduction, K in zip(problem.reduction, pivot_kernels(m, problem), strict=True):
-        if len(K) <= GRID_DIMENSIONS:
-            clouds.append(grid(problem.phi, reduction, K))
-        else:
-            clouds.append(prior_particles(len(K), _particles(problem), rng))
-    return Point(m, np.zeros_like(m), tuple(clouds))
-
-
 def expand(point: Point, problem: Problem, *, noise: bool = False) -> Expansion:
     """F to second order around a point."""
     found = [
@@ -310,7 +274,7 @@ def expand(point: Point, problem: Problem, *, noise: bool = False) -> Expansion:
     energy, slope, hessian = (
         np.asarray(a) for a in _data_part(jnp.asarray(point.m), problem.data, problem.groups)
     )
-    natural = _multiplicity(problem) * point.conjugate
+    natural = multiplicity(problem) * point.conjugate
     mean = np.concatenate([f.mean for f in found])
     # ln Z depends on C through K: its derivatives in K, pulled back.
     pull = problem.reads @ unit
@@ -345,7 +309,8 @@ def _noise(blocks: list[Floats], sizes: list[int], to_m: Floats, to_l: Floats) -
     return np.asarray(to @ joint @ to.T)
 
 
-def _multiplicity(problem: Problem) -> Floats:
+def multiplicity(problem: Problem) -> Floats:
+    """Multiplicity of every entry."""
     return np.concatenate([all_pairs(len(g.sites)).multiplicity for g in problem.groups])
 
 
@@ -365,7 +330,7 @@ def gradient(
 ) -> Floats:
     """(dF/dm, dF/dl) at a displaced point, on the same nodes; l are entries with multiplicity."""
     moved = point._replace(
-        m=point.m + change, conjugate=point.conjugate + conjugate / _multiplicity(problem)
+        m=point.m + change, conjugate=point.conjugate + conjugate / multiplicity(problem)
     )
     found = [
         derivatives(cloud, unit, second=False)
@@ -373,7 +338,7 @@ def gradient(
     ]
     _, slope, _ = _data_part(jnp.asarray(moved.m), problem.data, problem.groups)
     pulled = problem.reads.T @ np.concatenate([f.slope for f in found])
-    slope_m = np.asarray(slope) + _multiplicity(problem) * moved.conjugate - pulled
+    slope_m = np.asarray(slope) + multiplicity(problem) * moved.conjugate - pulled
     return np.concatenate([slope_m, moved.m - np.concatenate([f.mean for f in found])])
 
 
@@ -381,8 +346,8 @@ def thinned(point: Point) -> Point:
     """A point on fewer particles, for what needs many evaluations and little accuracy."""
     clouds: list[Cloud] = []
     for cloud in point.clouds:
-        if isinstance(cloud, Particles) and len(cloud.z) > _PARTICLES[0]:
-            stride = len(cloud.z) // _PARTICLES[0]
+        if isinstance(cloud, Particles) and len(cloud.z) > _THINNED:
+            stride = len(cloud.z) // _THINNED
             cloud = Particles(cloud.z[::stride], cloud.log_weight[::stride] + np.log(stride), 0.0)
         clouds.append(cloud)
     return point._replace(clouds=tuple(clouds))
@@ -443,239 +408,6 @@ def flip(point: Point, problem: Problem, signs: NDArray[np.int64]) -> Point:
         entries(both * matrix(point.conjugate, problem), problem),
         tuple(clouds),
     )
-
-
-class Solution(NamedTuple):
-    """A stationary point of F.
-
-    Attributes
-    ----------
-    point
-        Kernels and clouds.
-    expansion
-        F around it.
-    free_energy
-        F, nats per unit.
-    residual
-        Largest violation of the saddle-point equations on the clouds, in standard deviations of a unit.
-    curvature
-        Lowest eigenvalue of the reduced Hessian.
-    direction
-        Change of m along it.
-    error
-        Covariance of m over clouds, shape (n, n).
-    free_energy_error
-        Standard error of F from sampling.
-    status
-        How the solver ended.
-    """
-
-    point: Point
-    expansion: Expansion
-    free_energy: float
-    residual: float
-    curvature: float
-    direction: Floats
-    error: Floats
-    free_energy_error: float
-    status: Status
-
-
-def newton_step(at: Expansion, *, downhill: bool, radius: float) -> tuple[Floats, Floats]:
-    """Changes of (m, natural conjugate); ``downhill`` turns negative curvature round."""
-    slope = at.slope_m + at.mixed @ at.slope_l
-    values, vectors = np.linalg.eigh(at.reduced)
-    if downhill:
-        values = np.maximum(np.abs(values), 0.02)
-    x = -vectors @ ((vectors.T @ slope) / values)
-    shrink = min(1.0, radius / max(float(np.linalg.norm(x)), 1e-300))
-    x = shrink * x
-    conjugate = at.slope_l + at.mixed.T @ x
-    shrink = min(1.0, 2 * radius / max(float(np.linalg.norm(conjugate)), 1e-300))
-    return at.unit @ (shrink * x) - at.outside, at.inverse.T @ (shrink * conjugate)
-
-
-def descend(
-    point: Point,
-    problem: Problem,
-    rng: np.random.Generator,
-    *,
-    tolerance: float,
-    max_steps: int,
-    downhill: bool = True,
-    frozen: bool = False,
-    report: Callable[[int, float], None] | None = None,
-) -> tuple[Point, Expansion, Status]:
-    """Newton's method; clouds follow the law unless ``frozen``."""
-    radius, best, first = _RADIUS, np.inf, np.inf
-    at = _NOTHING
-    for step in range(max_steps + 1):
-        try:
-            at = expand(point, problem)
-            if not frozen and at.effective < _OVERLAP:
-                point = refresh(point, problem, rng)
-                at = expand(point, problem)
-        except np.linalg.LinAlgError:
-            return point, at, Status.BREAKDOWN
-        first = min(first, max(1.0, at.residual))
-        if report is not None:
-            report(step, at.residual)
-        if at.residual < tolerance:
-            return point, at, Status.CONVERGED
-        if step == max_steps:
-            break
-        if not at.residual < _RUNAWAY * first:
-            return point, at, Status.DIVERGED
-        # Overshooting shows as a growing residual.
-        radius = radius / 2 if at.residual > 2 * best else min(_RADIUS, 1.5 * radius)
-        best = min(best, at.residual) if at.residual <= 2 * best else at.residual
-        change, conjugate = newton_step(at, downhill=downhill, radius=radius)
-        point = point._replace(
-            m=point.m + change, conjugate=point.conjugate + conjugate / _multiplicity(problem)
-        )
-    return point, at, Status.MAX_STEPS
-
-
-# An expansion that says nothing.
-_NONE = np.zeros((0, 0))
-_NOTHING = Expansion(
-    np.nan,
-    np.full(1, np.nan),
-    np.full(1, np.nan),
-    _NONE,
-    _NONE,
-    _NONE,
-    _NONE,
-    np.zeros(0),
-    0.0,
-    _NONE,
-)
-
-
-def refresh(
-    point: Point,
-    problem: Problem,
-    rng: np.random.Generator,
-    *,
-    transitions: int = 3,
-    snapshots: int = 1,
-) -> Point:
-    """New clouds for the law at a point."""
-    clouds = tuple(
-        renew(cloud, unit, rng, transitions=transitions, snapshots=snapshots)
-        for cloud, unit in zip(point.clouds, units(point, problem), strict=True)
-    )
-    return point._replace(clouds=clouds)
-
-
-def follow(
-    point: Point,
-    problem: Problem,
-    signals: Floats,
-    rng: np.random.Generator,
-    progress: Progress | None,
-    *,
-    leave_saddles: bool = True,
-) -> tuple[Point, Status]:
-    """Carry a point along a path of signals, leaving saddles down their unstable direction.
-
-    Stops where a stage does not converge, and says so.
-    """
-    for signal in signals:
-        now = problem.scaled(float(signal))
-        report = None if progress is None else partial(progress, f"signal {signal:.2f}")
-        options: dict[str, Any] = {"tolerance": _ROUGHLY, "max_steps": _STEPS_PER_STAGE}
-        options |= {"downhill": leave_saddles, "report": report}
-        point, at, status = descend(point, now, rng, **options)
-        if status is Status.CONVERGED and leave_saddles:
-            values, vectors = np.linalg.eigh(at.reduced)
-            if values[0] < -FLAT:
-                pushed = point._replace(m=point.m + 0.3 * at.unit @ vectors[:, 0])
-                point, at, status = descend(pushed, now, rng, **options)
-        if status is not Status.CONVERGED:
-            return point, status
-        point = refresh(point, now, rng)
-    return point, Status.CONVERGED
-
-
-def polish(
-    point: Point,
-    problem: Problem,
-    rng: np.random.Generator,
-    *,
-    reached: Status,
-    tolerance: float,
-    max_steps: int,
-    downhill: bool = True,
-    progress: Progress | None = None,
-) -> Solution:
-    """Converge on clouds of full size and tell how far to trust the result."""
-    if reached is not Status.CONVERGED:
-        return _failed(point, _NOTHING, reached)
-    report = None if progress is None else partial(progress, "polish")
-    options: dict[str, Any] = {"max_steps": max_steps, "downhill": downhill, "report": report}
-    point, at, status = descend(point, problem, rng, tolerance=_ROUGHLY, **options)
-    if status is not Status.CONVERGED:
-        return _failed(point, at, status)
-    point = refresh(point, problem, rng, transitions=10)
-    point = refresh(point, problem, rng, transitions=5, snapshots=_snapshots(problem))
-    if not problem.phi.smooth:
-        # Slopes jump as particles cross kinks; no need to converge further than within their noise.
-        noise = expand(point, problem, noise=True).noise
-        spread = float(np.sqrt(np.max(np.diag(noise), initial=0.0)))
-        tolerance = max(tolerance, _SHARE_OF_NOISE * spread)
-    point, at, status = descend(point, problem, rng, tolerance=tolerance, frozen=True, **options)
-    if all(isinstance(cloud, Grid) for cloud in point.clouds) and status is Status.CONVERGED:
-        # A grid matched to the solution instead of to the start.
-        point, at, status = descend(
-            refresh(point, problem, rng), problem, rng, tolerance=tolerance, frozen=True, **options
-        )
-    if status in (Status.BREAKDOWN, Status.DIVERGED):
-        return _failed(point, at, status)
-    at = expand(point, problem, noise=True)
-    values, vectors = np.linalg.eigh(at.reduced)
-    return Solution(
-        point,
-        at,
-        at.value,
-        at.residual,
-        float(values[0]),
-        at.unit @ vectors[:, 0],
-        _error(at),
-        np.sqrt(
-            sum(
-                log_normaliser_variance(c, u)
-                for c, u in zip(point.clouds, units(point, problem), strict=True)
-            )
-        ),
-        status,
-    )
-
-
-def _failed(point: Point, at: Expansion, status: Status) -> Solution:
-    nan = np.full_like(point.m, np.nan)
-    error = np.full((len(nan),) * 2, np.nan)
-    return Solution(point, at, np.nan, at.residual, np.nan, nan, error, np.nan, status)
-
-
-def _particles(problem: Problem) -> int:
-    """Enough to invert the covariance of their statistics."""
-    most = max(len(g.sites) * (len(g.sites) + 1) // 2 for g in problem.groups)
-    return int(np.clip(5 * most, *_PARTICLES))
-
-
-def _snapshots(problem: Problem) -> int:
-    most = max(len(g.sites) * (len(g.sites) + 1) for g in problem.groups)
-    return int(np.clip(_STATISTICS // (most * _particles(problem)), *_SNAPSHOTS))
-
-
-def _error(at: Expansion) -> Floats:
-    """Covariance of m: the solution moves by -H^-1 times the noise of the slopes."""
-    k = at.unit.shape[1]
-    hessian = np.block([[at.reduced - at.mixed @ at.mixed.T, at.mixed], [at.mixed.T, -np.eye(k)]])
-    response = np.linalg.solve(hessian, at.noise)
-    covariance = np.linalg.solve(hessian, response.T)[:k, :k]
-    return np.asarray(at.unit @ covariance @ at.unit.T)
 
 
 def kernel_of(point: Point, problem: Problem) -> Floats:

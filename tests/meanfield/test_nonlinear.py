@@ -8,7 +8,7 @@ from scipy.optimize import brentq
 from scipy.special import erf
 
 import bayeskernel as bk
-from bayeskernel.meanfield import saddle, single_unit
+from bayeskernel.meanfield import homotopy, single_unit
 from bayeskernel.meanfield.prior import prior_kernel
 
 ENDPOINT = bk.tasks.endpoint([[1.0]], [2.0], 3)
@@ -98,7 +98,7 @@ def test_linear_networks_against_the_gaussian_solver(sharing):
 def test_grid_and_particles_agree(activation, monkeypatch):
     network = bk.Network(64, activation, noise=0.1)
     exact = bk.solve(network, ENDPOINT)
-    monkeypatch.setattr(saddle, "GRID_DIMENSIONS", 0)
+    monkeypatch.setattr(homotopy, "GRID_DIMENSIONS", 0)
     sampled = bk.solve(network, ENDPOINT)
     assert sampled.converged
     error = sampled.monte_carlo_error
