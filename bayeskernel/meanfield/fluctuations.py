@@ -142,6 +142,10 @@ def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -
     at = solution.expansion
     if solution.curvature <= 0:
         raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
+    if at.unit.shape[1] > _MOST_ENTRIES:
+        raise FluctuationError(
+            f"fluctuations need at most {_MOST_ENTRIES} kernel entries, this one has {at.unit.shape[1]}"
+        )
     if len(driven.groups) > 1 and not driven.phi.odd:
         raise FluctuationError(
             "fluctuations between independent steps are derived for odd activations only"
@@ -161,6 +165,8 @@ def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -
     return Fluctuations(np.sqrt(np.maximum(variance, 0)).reshape(shape), shift.reshape(shape))
 
 
+# Third derivatives take two evaluations per entry of C and of Ct: a minute or two for so many.
+_MOST_ENTRIES = 600
 # Displacement for second differences of the gradient, in standard deviations of one unit.
 _DISPLACEMENT = 0.01
 

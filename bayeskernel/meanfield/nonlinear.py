@@ -174,6 +174,8 @@ def _distinct(found: list[Solution], problem: Problem, symmetry: SignSymmetry) -
 
 
 def _canonical(solution: Solution, problem: Problem, symmetry: SignSymmetry) -> Solution:
+    if not np.isfinite(solution.free_energy):
+        return solution  # a failed run is returned as it ended
     kernel = kernel_of(solution.point, problem)
     target = canonical(kernel, symmetry)
     signs = align(kernel, target, symmetry)[0]

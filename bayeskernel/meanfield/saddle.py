@@ -413,9 +413,17 @@ def flip(point: Point, problem: Problem, signs: NDArray[np.int64]) -> Point:
 def kernel_of(point: Point, problem: Problem) -> Floats:
     """C of shape (T, P, T, P); between groups the product of means, which is zero for odd phi."""
     C = matrix(point.m, problem)
-    if len(problem.groups) > 1 and not problem.phi.odd:
+    if len(problem.groups) > 1 and not problem.phi.odd and _is_positive(point.m, problem):
         mean, label = np.zeros(len(C)), np.zeros(len(C), int)
         for i, (at, group) in enumerate(zip(laws(point, problem), problem.groups, strict=True)):
             mean[list(group.sites)], label[list(group.sites)] = at.weights @ at.phi, i
         C = np.where(label[:, None] == label, C, np.outer(mean, mean))
     return C.reshape(np.shape(problem.data.map_.input))
+
+
+def _is_positive(m: Floats, problem: Problem) -> bool:
+    """Whether K is positive definite, which it may not be where a solver broke down."""
+    try:
+        return all(np.all(np.isfinite(np.linalg.cholesky(K))) for K in pivot_kernels(m, problem))
+    except np.linalg.LinAlgError:
+        return False

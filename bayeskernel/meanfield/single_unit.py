@@ -241,19 +241,30 @@ def derivatives(
     cloud: Cloud, unit: Unit, *, noise: bool = False, second: bool = True
 ) -> Derivatives:
     """Ln Z to second order, or first where ``second`` is not set; 64-bit JAX must be enabled."""
-    at = law(cloud, unit)
-    n, r = len(all_pairs(len(unit.Ct)).first), len(unit.K)
     if isinstance(cloud, Grid):
-        mean, covariance, _ = _moments(at, [_pairs_of(at.phi), _pairs_of(cloud.h)], second=second)
-        natural, hessian, log_det = _precision(jnp.asarray(unit.K), jnp.asarray(mean[n:]))
-        jacobian = np.asarray(natural)
-        slope = jacobian.T @ mean[n:] - np.asarray(log_det)
-        cross = covariance[:n, n:] @ jacobian
-        curvature = jacobian.T @ covariance[n:, n:] @ jacobian + np.asarray(hessian)
-        error = np.zeros((n + len(slope),) * 2)
-        return Derivatives(
-            at.log_normaliser, mean[:n], slope, covariance[:n, :n], cross, curvature, 1.0, error
-        )
+        return _on_grid(cloud, unit, second=second)
+    return _on_particles(cloud, unit, noise=noise, second=second)
+
+
+def _on_grid(cloud: Grid, unit: Unit, *, second: bool) -> Derivatives:
+    at, n = law(cloud, unit), len(all_pairs(len(unit.Ct)).first)
+    mean, covariance, _ = _moments(at, [_pairs_of(at.phi), _pairs_of(cloud.h)], second=second)
+    parts = _precision(jnp.asarray(unit.K), jnp.asarray(mean[n:]))
+    jacobian, hessian, log_det = (np.asarray(part) for part in parts)
+    return Derivatives(
+        at.log_normaliser,
+        mean[:n],
+        jacobian.T @ mean[n:] - log_det,
+        covariance[:n, :n],
+        covariance[:n, n:] @ jacobian,
+        jacobian.T @ covariance[n:, n:] @ jacobian + hessian,
+        1.0,
+        np.zeros((len(mean), len(mean))),
+    )
+
+
+def _on_particles(cloud: Particles, unit: Unit, *, noise: bool, second: bool) -> Derivatives:
+    at, n = law(cloud, unit), len(all_pairs(len(unit.Ct)).first)
     factor = np.asarray(np.linalg.cholesky(unit.K), np.float64)
     root = unit.sites.spread @ factor
     first, bent = slopes(unit.phi, at.h)
@@ -262,22 +273,21 @@ def derivatives(
     mean, covariance, error = _moments(
         at, [_pairs_of(at.phi), _lower_of(pull, cloud.z)], second=second, noise=noise
     )
-    whiten = _whitening(factor, all_pairs(r))
+    whiten = _whitening(factor, all_pairs(len(factor)))
+    slope = whiten.T @ mean[n:]
     if not second:
         none = np.zeros((0, 0))
-        slope = whiten.T @ mean[n:]
         return Derivatives(at.log_normaliser, mean[:n], slope, none, none, none, at.effective, none)
     some = slice(None, None, max(1, len(cloud.z) // _HESSIAN_PARTICLES))
     share = at.weights[some] / at.weights[some].sum()
-    turn, bend = _motion(
-        _Nodes(cloud.z[some], at.phi[some], first[some], bent[some], share), root, unit.Ct
-    )
-    both = np.zeros((n + len(whiten), n + len(whiten)))
-    both[:n, :n], both[n:, n:] = np.eye(n), whiten
+    nodes = _Nodes(cloud.z[some], at.phi[some], first[some], bent[some], share)
+    turn, bend = _motion(nodes, root, unit.Ct)
+    both = np.eye(len(mean))
+    both[n:, n:] = whiten
     return Derivatives(
         at.log_normaliser,
         mean[:n],
-        whiten.T @ mean[n:],
+        slope,
         covariance[:n, :n],
         (covariance[:n, n:] + turn) @ whiten,
         whiten.T @ (covariance[n:, n:] + bend) @ whiten,
