@@ -5,8 +5,8 @@ For a kernel entry with sampled mean m, Monte-Carlo standard error e and theory 
     z = (m - c) / sqrt(e^2 + s^2 + t^2),
 
 where s is the finite-width scale: the size of the leading 1/N shift of the posterior mean that theory
-predicts (docs/theory, "Fluctuations"; estimated from the draws for kernels of rank above 64), and t the
-theory's own Monte-Carlo error. No tolerance enters.
+predicts (docs/theory, "Fluctuations"; estimated from the draws where theory has no fluctuations, see
+`FluctuationError`), and t the theory's own Monte-Carlo error. No tolerance enters.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class Comparison:
         What was compared.
     table
         One row per distinct kernel entry (indexed by step, pattern, other_step, other_pattern):
-        sampled, mcse, ess, theory, theory_std (posterior standard deviation at this width; NaN for
-        kernels of rank above 64), finite_width (size of the 1/N shift), z.
+        sampled, mcse, ess, theory, theory_std (posterior standard deviation at this width; NaN where
+        theory has none), finite_width (size of the 1/N shift), z.
     kernel
         Sampled mean kernel after sign alignment, shape (T, P, T, P).
     mcse
@@ -200,7 +200,7 @@ def _summary(values: np.ndarray, dims: tuple[str, ...]) -> tuple[Floats, Floats,
 def _finite_width(theory: MeanField, aligned: Floats) -> tuple[Floats, Floats]:
     """Standard deviation of each entry and size of its 1/N shift, from theory where it has them.
 
-    Where it does not (kernels of rank above 64), the draws' own spread gives the order of magnitude:
+    Where it does not (large kernels, saddles), the draws' own spread gives the order of magnitude:
     variance over the size of the entry's diagonal, which is of order 1/N as the shift is.
     """
     try:

@@ -98,7 +98,7 @@ def align(
     """
     steps = reference.shape[0]
     identity = np.ones((*kernel.shape[:-4], steps), np.int64)
-    if not len(symmetry.generators) or not _depends_on_sign(reference, symmetry.generators):
+    if not _depends_on_sign(reference, symmetry):
         return identity, identity
     kernel_signs, output_signs = symmetry.elements()
     # <C_s, R> = s^T B s with B[t,s] the overlap of the two blocks.
@@ -108,21 +108,29 @@ def align(
     return kernel_signs[best], output_signs[best]
 
 
-def canonical(kernel: Floats, symmetry: SignSymmetry) -> Floats:
-    """Return the member of a kernel's orbit whose steps are most positively correlated."""
-    if not len(symmetry.generators) or not _depends_on_sign(kernel, symmetry.generators):
-        return kernel
+def canonical_signs(kernel: Floats, symmetry: SignSymmetry) -> NDArray[np.int64]:
+    """Find the flip (T,) after which a kernel's steps are most positively correlated."""
+    if not _depends_on_sign(kernel, symmetry):
+        return np.ones(len(kernel), np.int64)
     signs, _ = symmetry.elements()
     same_pattern = np.einsum("tasa->ts", kernel)
-    return flip_kernel(
-        kernel, signs[np.argmax(np.einsum("gt,ts,gs->g", signs, same_pattern, signs))]
-    )
+    best = np.argmax(np.einsum("gt,ts,gs->g", signs, same_pattern, signs))
+    return np.asarray(signs[best])
 
 
-def _depends_on_sign(kernel: Floats, generators: NDArray[np.int64]) -> bool:
-    size = np.linalg.norm(kernel)
-    change = max(np.linalg.norm(flip_kernel(kernel, g) - kernel) for g in generators)
-    return bool(change > _NEGLIGIBLE * size)
+def canonical(kernel: Floats, symmetry: SignSymmetry) -> Floats:
+    """Return the member of a kernel's orbit whose steps are most positively correlated."""
+    return flip_kernel(kernel, canonical_signs(kernel, symmetry))
+
+
+def distance(one: Floats, two: Floats, symmetry: SignSymmetry) -> float:
+    """Frobenius distance of two kernels, the signs of the first chosen to match."""
+    return float(np.linalg.norm(flip_kernel(one, align(one, two, symmetry)[0]) - two))
+
+
+def _depends_on_sign(kernel: Floats, symmetry: SignSymmetry) -> bool:
+    change = (np.linalg.norm(flip_kernel(kernel, g) - kernel) for g in symmetry.generators)
+    return bool(max(change, default=0.0) > _NEGLIGIBLE * np.linalg.norm(kernel))
 
 
 def _constraints(

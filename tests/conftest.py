@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Workers and interpreters with the same jaxlib share compiled code; must be set before JAX starts.
@@ -13,6 +14,18 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
+
+# Linux grants a process 65,530 memory maps; every compiled function holds some, and XLA crashes
+# when they run out.
+_MOST_MAPS = 20_000
+
+
+@pytest.fixture(autouse=True)
+def bounded_compiled_code() -> Iterator[None]:
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > _MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture
@@ -37,6 +50,6 @@ def general_task() -> bk.Task:
 
 
 @pytest.fixture
-def double() -> object:
+def double() -> Iterator[None]:
     with jax.enable_x64(True):
         yield

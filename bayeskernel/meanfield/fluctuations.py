@@ -10,7 +10,8 @@ Q = L (1 + u) L^T and H the Hessian in u gives, to leading order in 1/N (derived
     cov C = J H^-1 J^T / N
     <C> - C* = [J du + 1/2 C'' : H^-1] / N,     du = -H^-1 grad (A + 1/2 ln det H)
 
-with J = dC/du. Contractions with H^-1 = sum_m w_m w_m^T are sums over second derivatives along w_m.
+with J = dC/du. Contractions with H^-1 = sum_m w_m w_m^T are sums over second derivatives along w_m. The mean
+outputs, functions of C, follow likewise; given C outputs are Gaussian, which adds their conditional variance.
 
 For other phi the joint density of (C, Ct), Ct along the imaginary axis, is exp(-N F(C, Ct) - A(C)) with a flat
 measure, so the same holds with H the Hessian in both, A = 1/2 sum_o ln det S_o and J = 1.
@@ -18,19 +19,24 @@ measure, so the same holds with H the Hessian in both, A = 1/2 sum_o ln det S_o 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import solve_triangular
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.meanfield.free_energy import (
+    Data,
     LinearProblem,
     data_energy,
+    dual_targets,
+    mean_output,
     output_log_determinant,
+    output_variance,
     to_kernel,
     whitened_free_energy,
 )
@@ -38,11 +44,13 @@ from bayeskernel.meanfield.gaussian import dense_hessian, symmetric_basis
 from bayeskernel.meanfield.homotopy import Solution
 from bayeskernel.meanfield.saddle import (
     Problem,
+    assemble,
     correction_slope,
     gradient,
     matrix,
     thinned,
 )
+from bayeskernel.meanfield.single_unit import Pairs
 
 Floats = NDArray[np.float64]
 
@@ -66,10 +74,16 @@ class Fluctuations(NamedTuple):
         sqrt(N) times the posterior standard deviation of each entry.
     shift
         N times the difference between posterior mean and mean-field kernel.
+    output_std
+        Of each output (T, P, O), likewise; in standard scaling it is of order one and not multiplied.
+    output_shift
+        Of each output.
     """
 
     std: Floats
     shift: Floats
+    output_std: Floats
+    output_shift: Floats
 
 
 def gaussian_fluctuations(Q: Floats, problem: LinearProblem) -> Fluctuations:
@@ -84,9 +98,16 @@ def gaussian_fluctuations(Q: Floats, problem: LinearProblem) -> Fluctuations:
     hessian = np.asarray(dense_hessian(factor, basis, problem))
     if np.linalg.eigvalsh(hessian)[0] <= 0:
         raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
-    std, shift = _expand(factor, jnp.asarray(hessian), basis, problem)
-    shape = np.shape(problem.map_.input)
-    return Fluctuations(np.asarray(std).reshape(shape), np.asarray(shift).reshape(shape))
+    variance, shift = _expand(factor, jnp.asarray(hessian), basis, problem)
+    kernel = to_kernel(jnp.asarray(Q), problem)
+    given = np.asarray(output_variance(kernel, problem))
+    of_kernel, of_output = np.split(np.stack([variance, shift]), [kernel.size], axis=1)
+    return Fluctuations(
+        np.sqrt(of_kernel[0]).reshape(kernel.shape),
+        of_kernel[1].reshape(kernel.shape),
+        np.sqrt(given + problem.data_weight * of_output[0].reshape(given.shape)),
+        of_output[1].reshape(given.shape),
+    )
 
 
 @jax.jit
@@ -101,8 +122,9 @@ def _expand(
     def whitened(u: jax.Array) -> jax.Array:
         return factor @ (jnp.eye(len(factor)) + (u + u.T) / 2) @ factor.T
 
-    def kernel(u: jax.Array) -> jax.Array:
-        return to_kernel(whitened(u), problem).ravel()
+    def observed(u: jax.Array) -> jax.Array:
+        C = to_kernel(whitened(u), problem)
+        return jnp.concatenate([C.ravel(), mean_output(C, problem).ravel()])
 
     def energy(u: jax.Array) -> jax.Array:
         return whitened_free_energy(whitened(u), problem)
@@ -114,10 +136,10 @@ def _expand(
         return (len(factor) + 1) / 2 * log_det + output_log_determinant(C, problem) + lazy
 
     def along(direction: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """First and second derivative of C, gradient of the second derivative of F, along w_m."""
+        """Derivatives of C and outputs, gradient of the second derivative of F, along w_m."""
 
         def slope(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return jax.jvp(kernel, (u,), (direction,))[1], jax.jvp(energy, (u,), (direction,))[1]
+            return jax.jvp(observed, (u,), (direction,))[1], jax.jvp(energy, (u,), (direction,))[1]
 
         def curvature(u: jax.Array) -> jax.Array:
             return jax.jvp(lambda v: slope(v)[1], (u,), (direction,))[1]
@@ -129,12 +151,12 @@ def _expand(
         first, second, third = along(direction)
         return (total[0] + first**2, total[1] + second, total[2] + third), None
 
-    zero = jnp.zeros_like(kernel(origin))
+    zero = jnp.zeros_like(observed(origin))
     (variance, bend, log_det_slope), _ = jax.lax.scan(add, (zero, zero, origin), w)
     force = jax.grad(correction)(origin) + log_det_slope / 2
     du = -jnp.einsum("nij,n->ij", w, jnp.einsum("nij,ij->n", w, force))
-    drift = jax.jvp(kernel, (origin,), (du,))[1]
-    return jnp.sqrt(variance), drift + bend / 2
+    drift = jax.jvp(observed, (origin,), (du,))[1]
+    return variance, drift + bend / 2
 
 
 def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -> Fluctuations:
@@ -151,18 +173,61 @@ def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -
             "fluctuations between independent steps are derived for odd activations only"
         )
     m = solution.point.m
-    covariance = at.unit @ np.linalg.solve(at.reduced, at.unit.T)
-    variance = matrix(np.diag(covariance).copy(), driven)
+    # Columns w with w w^T = N cov m.
+    w = at.unit @ np.linalg.inv(np.linalg.cholesky(at.reduced)).T
+    C, variance = matrix(m, driven), matrix(np.sum(w**2, axis=1), driven)
     # Between independent groups C is a mean of N products of independent factors.
-    C = matrix(m, driven)
-    label = np.zeros(len(C), int)
-    for i, group in enumerate(driven.groups):
-        label[list(group.sites)] = i
-    apart = label[:, None] != label
-    variance = np.where(apart, np.outer(np.diag(C), np.diag(C)), variance)
-    shape = np.shape(driven.data.map_.input)
-    shift = matrix(_saddle_shift(solution, driven, problem), driven)
-    return Fluctuations(np.sqrt(np.maximum(variance, 0)).reshape(shape), shift.reshape(shape))
+    variance = np.where(driven.apart, np.outer(np.diag(C), np.diag(C)), variance)
+    drift = _saddle_shift(solution, driven, problem)
+    kernel = jnp.asarray(C.reshape(np.shape(driven.data.map_.input)))
+    given = np.asarray(output_variance(kernel, problem.data))
+    moved = _outputs_along(
+        jnp.asarray(m), jnp.asarray(w.T), jnp.asarray(drift), problem.data, problem.pairs
+    )
+    output_shift = np.asarray(moved[1])
+    if driven is problem:
+        given = given + np.asarray(moved[0]) + _apart_outputs(kernel, driven)
+    return Fluctuations(
+        np.sqrt(variance).reshape(kernel.shape),
+        matrix(drift, driven).reshape(kernel.shape),
+        np.sqrt(given),
+        output_shift,
+    )
+
+
+@jax.jit
+def _outputs_along(
+    m: jax.Array, w: jax.Array, drift: jax.Array, data: Data, pairs: Pairs
+) -> tuple[jax.Array, jax.Array]:
+    """Variance and shift of the mean outputs when m has covariance sum_k w_k w_k^T and moves by drift."""
+
+    def output(m: jax.Array) -> jax.Array:
+        return mean_output(assemble(m, data, pairs), data)
+
+    def add(total: tuple[jax.Array, jax.Array], along: jax.Array) -> tuple[Any, None]:
+        def slope(m: jax.Array) -> jax.Array:
+            return jax.jvp(output, (m,), (along,))[1]
+
+        first, second = jax.jvp(slope, (m,), (along,))
+        return (total[0] + first**2, total[1] + second), None
+
+    zero = jnp.zeros_like(output(m))
+    (variance, bend), _ = jax.lax.scan(add, (zero, zero), w)
+    return variance, jax.jvp(output, (m,), (drift,))[1] + bend / 2
+
+
+def _apart_outputs(kernel: jax.Array, problem: Problem) -> Floats:
+    """Variance of outputs that read, through a shared readout, targets of an independent group."""
+    data, size = problem.data, problem.size
+    C = np.asarray(kernel).reshape(size, size)
+    weight = np.where(
+        problem.apart, np.broadcast_to(data.map_.readout, kernel.shape).reshape(size, size), 0
+    )
+    dual = np.zeros((size, data.data.targets.shape[1]))
+    dual[data.data.sites] = dual_targets(kernel, data)
+    reads = weight[:, :, None] * dual
+    variance = np.diag(C)[:, None] * np.einsum("iso,st,ito->io", reads, C, reads, optimize=True)
+    return variance.reshape(*kernel.shape[:2], -1)
 
 
 # Third derivatives take two evaluations per entry of C and of Ct: a minute or two for so many.
@@ -174,16 +239,13 @@ _DISPLACEMENT = 0.01
 def _saddle_shift(solution: Solution, driven: Problem, problem: Problem) -> Floats:
     """N (<m> - m*): -H^-1 [grad A + d^3F : H^-1 / 2], third derivatives by second differences."""
     at, point = solution.expansion, thinned(solution.point)
-    k = at.unit.shape[1]
-    hessian = np.block([[at.reduced - at.mixed @ at.mixed.T, at.mixed], [at.mixed.T, -np.eye(k)]])
+    k, hessian = at.unit.shape[1], at.hessian
     values, vectors = np.linalg.eigh(hessian)
+    whitened = block_diag(at.unit, at.inverse.T)
 
     def slope(direction: Floats) -> Floats:
-        return gradient(
-            point, driven, at.unit @ direction[:k], at.inverse.T @ direction[k:]
-        ) @ np.block(
-            [[at.unit, np.zeros(at.inverse.T.shape)], [np.zeros(at.unit.shape), at.inverse.T]]
-        )
+        change = at.unit @ direction[:k], at.inverse.T @ direction[k:]
+        return gradient(point, driven, *change) @ whitened
 
     centre = slope(np.zeros(2 * k))
     force = np.zeros(2 * k)
@@ -191,4 +253,5 @@ def _saddle_shift(solution: Solution, driven: Problem, problem: Problem) -> Floa
         step = _DISPLACEMENT * vector
         force += (slope(step) + slope(-step) - 2 * centre) / (_DISPLACEMENT**2 * value) / 2
     force[:k] += at.unit.T @ correction_slope(solution.point.m, problem, lazy=driven is not problem)
-    return np.asarray(at.unit @ -np.linalg.solve(hessian, force)[:k])
+    shift = at.unit @ -np.linalg.solve(hessian, force)[:k]
+    return np.where(driven.parity, 0, shift) if point.symmetric else np.asarray(shift)

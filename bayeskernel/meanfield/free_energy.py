@@ -217,6 +217,34 @@ def dual_targets(kernel: jax.Array, problem: LinearProblem | Data) -> jax.Array:
     return solve(factors, scaled).T * problem.data.mask
 
 
+def read_out(
+    cross: jax.Array | Floats, dual: jax.Array | Floats, problem: LinearProblem | Data
+) -> jax.Array:
+    """sv^2 (M_V o C)[*, supervised] a for C of shape (T, P*, T, P); shape (T, P*, O)."""
+    weighted = jnp.asarray(problem.map_.readout) * cross
+    return weighted.reshape(*weighted.shape[:2], -1)[..., problem.data.sites] @ dual
+
+
+def mean_output(kernel: jax.Array, problem: LinearProblem | Data) -> jax.Array:
+    """Outputs given C at all steps, shape (T, P, O)."""
+    return read_out(kernel, dual_targets(kernel, problem), problem)
+
+
+@jax.jit
+def output_variance(kernel: jax.Array, problem: LinearProblem | Data) -> jax.Array:
+    """Variance of the outputs given C and targets, in units of that of the noise; shape (T, P, O)."""
+    steps, patterns = kernel.shape[:2]
+    prior = (problem.map_.readout * kernel).reshape(steps * patterns, -1)
+    _, factors = _whitened_targets(kernel, problem)
+
+    def known(factor: jax.Array, mask: jax.Array) -> jax.Array:
+        rows = mask[:, None] * prior[problem.data.sites]
+        return jnp.sum(solve_triangular(factor, rows, lower=True) ** 2, axis=0)
+
+    explained = jax.vmap(known)(factors, jnp.asarray(problem.data.mask).T)
+    return (jnp.diag(prior) - explained).T.reshape(steps, patterns, -1)
+
+
 def _whitened_targets(
     kernel: jax.Array, problem: LinearProblem | Data
 ) -> tuple[jax.Array, jax.Array]:

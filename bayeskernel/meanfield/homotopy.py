@@ -21,7 +21,7 @@ from bayeskernel.meanfield.saddle import (
     Problem,
     entries,
     expand,
-    multiplicity,
+    moved_by,
     pivot_kernels,
     units,
 )
@@ -44,6 +44,10 @@ _SNAPSHOTS = (4, 48)
 _STATISTICS = 15_000_000
 # A Newton step may move kernels by this many standard deviations of one unit.
 _RADIUS = 0.5
+# On the way down, the least curvature a step counts on, so that flat directions are not overshot.
+_FLATTEST = 0.02
+# How far a saddle is left along its unstable direction, in the same unit as the radius.
+_PUSH = 0.3
 # Below this effective fraction particles are drawn anew.
 _OVERLAP = 0.5
 _STEPS_PER_STAGE = 60
@@ -71,8 +75,6 @@ class Solution(NamedTuple):
         Largest violation of the saddle-point equations on the clouds, in standard deviations of a unit.
     curvature
         Lowest eigenvalue of the reduced Hessian.
-    direction
-        Change of m along it.
     error
         Covariance of m over clouds, shape (n, n).
     free_energy_error
@@ -86,7 +88,6 @@ class Solution(NamedTuple):
     free_energy: float
     residual: float
     curvature: float
-    direction: Floats
     error: Floats
     free_energy_error: float
     status: Status
@@ -102,7 +103,7 @@ def start(problem: Problem, rng: np.random.Generator) -> Point:
             clouds.append(grid(problem.phi, reduction, K))
         else:
             clouds.append(prior_particles(len(K), _particles(problem), rng))
-    return Point(m, np.zeros_like(m), tuple(clouds))
+    return Point(m, np.zeros_like(m), tuple(clouds), symmetric=True)
 
 
 def newton_step(at: Expansion, *, downhill: bool, radius: float) -> tuple[Floats, Floats]:
@@ -110,7 +111,7 @@ def newton_step(at: Expansion, *, downhill: bool, radius: float) -> tuple[Floats
     slope = at.slope_m + at.mixed @ at.slope_l
     values, vectors = np.linalg.eigh(at.reduced)
     if downhill:
-        values = np.maximum(np.abs(values), 0.02)
+        values = np.maximum(np.abs(values), _FLATTEST)
     x = -vectors @ ((vectors.T @ slope) / values)
     shrink = min(1.0, radius / max(float(np.linalg.norm(x)), 1e-300))
     x = shrink * x
@@ -154,9 +155,11 @@ def descend(
         radius = radius / 2 if at.residual > 2 * best else min(_RADIUS, 1.5 * radius)
         best = min(best, at.residual) if at.residual <= 2 * best else at.residual
         change, conjugate = newton_step(at, downhill=downhill, radius=radius)
-        point = point._replace(
-            m=point.m + change, conjugate=point.conjugate + conjugate / multiplicity(problem)
-        )
+        if (
+            point.symmetric
+        ):  # rounding errors of odd entries, whose slopes are set to zero, would grow
+            change, conjugate = (np.where(problem.parity, 0, x) for x in (change, conjugate))
+        point = moved_by(point, problem, change, conjugate)
     return point, at, Status.MAX_STEPS
 
 
@@ -214,7 +217,12 @@ def follow(
         if status is Status.CONVERGED and leave_saddles:
             values, vectors = np.linalg.eigh(at.reduced)
             if values[0] < -FLAT:
-                pushed = point._replace(m=point.m + 0.3 * at.unit @ vectors[:, 0])
+                direction = at.unit @ vectors[:, 0]
+                breaking = np.linalg.norm(np.where(now.parity, direction, 0))
+                pushed = point._replace(
+                    m=point.m + _PUSH * direction,
+                    symmetric=point.symmetric and bool(breaking < np.linalg.norm(direction) / 2),
+                )
                 point, at, status = descend(pushed, now, rng, **options)
         if status is not Status.CONVERGED:
             return point, status
@@ -257,14 +265,12 @@ def polish(
     if status in (Status.BREAKDOWN, Status.DIVERGED):
         return _failed(point, at, status)
     at = expand(point, problem, noise=True)
-    values, vectors = np.linalg.eigh(at.reduced)
     return Solution(
         point,
         at,
         at.value,
         at.residual,
-        float(values[0]),
-        at.unit @ vectors[:, 0],
+        float(np.linalg.eigvalsh(at.reduced)[0]),
         _error(at),
         np.sqrt(
             sum(
@@ -277,9 +283,8 @@ def polish(
 
 
 def _failed(point: Point, at: Expansion, status: Status) -> Solution:
-    nan = np.full_like(point.m, np.nan)
-    error = np.full((len(nan),) * 2, np.nan)
-    return Solution(point, at, np.nan, at.residual, np.nan, nan, error, np.nan, status)
+    error = np.full((len(point.m),) * 2, np.nan)
+    return Solution(point, at, np.nan, at.residual, np.nan, error, np.nan, status)
 
 
 def _particles(problem: Problem) -> int:
@@ -295,8 +300,7 @@ def _snapshots(problem: Problem) -> int:
 
 def _error(at: Expansion) -> Floats:
     """Covariance of m: the solution moves by -H^-1 times the noise of the slopes."""
-    k = at.unit.shape[1]
-    hessian = np.block([[at.reduced - at.mixed @ at.mixed.T, at.mixed], [at.mixed.T, -np.eye(k)]])
+    k, hessian = at.unit.shape[1], at.hessian
     response = np.linalg.solve(hessian, at.noise)
     covariance = np.linalg.solve(hessian, response.T)[:k, :k]
     return np.asarray(at.unit @ covariance @ at.unit.T)

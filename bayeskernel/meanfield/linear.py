@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from bayeskernel.gauge import SignSymmetry, align, canonical, flip_kernel
+from bayeskernel.gauge import SignSymmetry, canonical, distance
 from bayeskernel.kernels import preactivation_kernel, unshift
 from bayeskernel.meanfield.fluctuations import Fluctuations, gaussian_fluctuations
 from bayeskernel.meanfield.free_energy import (
     LinearProblem,
     dual_targets,
     linear_problem,
+    mean_output,
     root_of_kernel,
     to_kernel,
     whiten,
@@ -27,7 +28,7 @@ from bayeskernel.meanfield.gaussian import (
     approach,
     is_stable,
 )
-from bayeskernel.meanfield.predict import Prediction, predict_linear, training_output
+from bayeskernel.meanfield.predict import Prediction, predict_linear
 from bayeskernel.meanfield.solution import Branch, Found
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
@@ -87,8 +88,7 @@ def solve(
 
     def same(first: Floats, second: Floats) -> bool:
         one, two = kernel_of(first), kernel_of(second)
-        one = flip_kernel(one, align(one, two, symmetry)[0])
-        return bool(np.linalg.norm(one - two) < _SAME * np.linalg.norm(two))
+        return distance(one, two, symmetry) < _SAME * float(np.linalg.norm(two))
 
     prior = np.eye(problem.size)
     starts = [prior]
@@ -108,7 +108,7 @@ def solve(
         branches,
         np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.map_)),
         _conjugate(kernel, problem),
-        training_output(kernel, problem),
+        np.asarray(mean_output(jnp.asarray(kernel), problem)),
         np.zeros_like(kernel),
         0.0,
         LinearTheory(problem, kernel),

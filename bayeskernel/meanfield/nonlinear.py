@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from bayeskernel.gauge import SignSymmetry, align, canonical, flip_kernel
+from bayeskernel.gauge import SignSymmetry, canonical_signs, distance
 from bayeskernel.kernels import preactivation_kernel
 from bayeskernel.meanfield.fluctuations import Fluctuations, saddle_fluctuations
+from bayeskernel.meanfield.free_energy import mean_output
 from bayeskernel.meanfield.gaussian import Progress, Status
 from bayeskernel.meanfield.homotopy import FLAT, Solution, follow, polish, start
-from bayeskernel.meanfield.predict import Prediction, predict_sampled, training_output
+from bayeskernel.meanfield.predict import Prediction, predict_sampled
 from bayeskernel.meanfield.saddle import (
     Point,
     Problem,
@@ -76,6 +77,9 @@ class NonlinearTheory(NamedTuple):
             block = np.ix_(group.sites, group.sites)
             phi_h[block] = (at.phi * at.weights[:, None]).T @ at.h
             h_h[block] = (at.h * at.weights[:, None]).T @ at.h
+        if self.solution.point.symmetric:
+            even = matrix(1.0 * (self.driven.parity == 0), self.driven)
+            phi_h, h_h = even * phi_h, even * h_h
         return phi_h, h_h
 
 
@@ -91,7 +95,7 @@ def solve(
     every_branch: bool = True,
 ) -> Found:
     """Find branches, or the one that raising the signal leads to; 64-bit JAX must be enabled."""
-    problem = saddle_problem(network, task)
+    problem = saddle_problem(network, task, symmetry)
     driven = problem if network.scaling == "mean_field" else problem.scaled(0.0)
 
     def finish(reached: tuple[Point, Status], *, downhill: bool = True) -> Solution:
@@ -116,9 +120,8 @@ def solve(
         if every_branch and len(symmetry.generators) and exact:
             flat = follow(begin, driven, _UP, rng, progress, leave_saddles=False)
             found.append(finish(flat, downhill=False))
-        kernel = matrix(found[0].point.m, driven).reshape(np.shape(driven.data.map_.input))
         converged = found[0].status is Status.CONVERGED
-        symmetric = len(symmetry.generators) and _is_symmetric(kernel, symmetry)
+        symmetric = len(symmetry.generators) and found[0].point.symmetric
         if every_branch and converged and (exact or symmetric):
             found.append(finish(follow(raised[0], driven, _DOWN, rng, progress)))
     else:
@@ -131,7 +134,7 @@ def solve(
         tuple(_branch(solution, driven) for solution in found),
         np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.data.map_)),
         matrix(best.point.conjugate, driven).reshape(kernel.shape),
-        training_output(kernel, problem.data),
+        np.asarray(mean_output(jnp.asarray(kernel), problem.data)),
         standard_error(best, driven).reshape(kernel.shape),
         float(best.free_energy_error),
         NonlinearTheory(problem, driven, best),
@@ -143,12 +146,6 @@ def standard_error(solution: Solution, problem: Problem) -> Floats:
     return matrix(np.sqrt(np.maximum(np.diag(solution.error), 0)), problem)
 
 
-def _is_symmetric(kernel: Floats, symmetry: SignSymmetry) -> bool:
-    """Whether the sign symmetry is unbroken, up to a twentieth of the kernel's norm."""
-    change = max(np.linalg.norm(flip_kernel(kernel, g) - kernel) for g in symmetry.generators)
-    return bool(change < 0.1 * np.linalg.norm(kernel))
-
-
 def _distinct(found: list[Solution], problem: Problem, symmetry: SignSymmetry) -> list[Solution]:
     """Drop repetitions; converged before not, stable before saddles, lowest F first."""
     kept = list[Solution]()
@@ -157,9 +154,8 @@ def _distinct(found: list[Solution], problem: Problem, symmetry: SignSymmetry) -
         error = standard_error(solution, problem)
         for other in kept:
             two = kernel_of(other.point, problem)
-            flipped = flip_kernel(one, align(one, two, symmetry)[0])
             allowed = _SAME * np.linalg.norm(two) + _SIGMAS * np.linalg.norm(error)
-            if np.linalg.norm(flipped - two) < allowed:
+            if distance(one, two, symmetry) < allowed:
                 break
         else:
             kept.append(solution)
@@ -176,9 +172,7 @@ def _distinct(found: list[Solution], problem: Problem, symmetry: SignSymmetry) -
 def _canonical(solution: Solution, problem: Problem, symmetry: SignSymmetry) -> Solution:
     if not np.isfinite(solution.free_energy):
         return solution  # a failed run is returned as it ended
-    kernel = kernel_of(solution.point, problem)
-    target = canonical(kernel, symmetry)
-    signs = align(kernel, target, symmetry)[0]
+    signs = canonical_signs(kernel_of(solution.point, problem), symmetry)
     if np.all(signs == 1):
         return solution
     point = flip(solution.point, problem, signs)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from scipy.linalg import pinvh
 
 from bayeskernel.kernels import preactivation_kernel
-from bayeskernel.meanfield.free_energy import Data, LinearProblem, dual_targets, root_of_kernel
+from bayeskernel.meanfield.free_energy import LinearProblem, dual_targets, read_out, root_of_kernel
 from bayeskernel.meanfield.saddle import Point, Problem, laws, matrix
-from bayeskernel.meanfield.single_unit import activity
+from bayeskernel.meanfield.single_unit import activity, resample
 
 Floats = NDArray[np.float64]
 
@@ -40,11 +40,6 @@ class Prediction(NamedTuple):
     mean: Floats
     kernel: Floats
     cross_kernel: Floats
-
-
-def training_output(kernel: Floats, problem: LinearProblem | Data) -> Floats:
-    """Outputs at all steps of the training patterns, shape (T, P, O)."""
-    return _readout(kernel, np.asarray(dual_targets(jnp.asarray(kernel), problem)), problem)
 
 
 def predict_linear(
@@ -73,24 +68,23 @@ def predict_linear(
     cross, new = np.zeros_like(cross_input), np.zeros_like(new_input)
     loadings = np.zeros((steps, new_input.shape[1], inverse.shape[0]))  # K[*, .] Y^T
     for t in range(steps):
-        cross_row, new_rows = cross_input[t].copy(), new_input[t, :, : t + 1].copy()
-        if t:
-            cross_row[:, 1:] += recurrent[t, 1:, None] * cross[t - 1][:, :-1]
-            new_rows[:, 1:] += recurrent[t, 1 : t + 1, None] * new[t - 1][:, :t]
+        cross_row = _row(t, cross_input, cross, recurrent)
+        new_rows = _row(t, new_input, new, recurrent)[:, : t + 1]
         loadings[t] = cross_row.reshape(-1, size) @ inverse.T
         cross[t] = (loadings[t] @ inverse @ C).reshape(cross[t].shape)
         for s in range(t + 1):
             block = new_rows[:, s] + loadings[t] @ excess @ loadings[s].T
             new[t, :, s], new[s, :, t] = block, block.T
-    dual = np.asarray(dual_targets(jnp.asarray(kernel), problem))
-    return Prediction(_readout(cross, dual, problem), new, cross)
+    dual = dual_targets(jnp.asarray(kernel), problem)
+    return Prediction(np.asarray(read_out(cross, dual, problem)), new, cross)
 
 
-def _readout(cross: Floats, dual: Floats, problem: LinearProblem | Data) -> Floats:
-    """sv^2 (M_V o C)[*, supervised] a for C of shape (T, P*, T, P)."""
-    weighted = np.asarray(problem.map_.readout * cross)
-    flat = weighted.reshape(*weighted.shape[:2], -1)[..., problem.data.sites]
-    return np.asarray(flat @ dual)
+def _row(t: int, drive: Floats, kernel: Floats, recurrent: Floats) -> Floats:
+    """K[t, .] of new patterns (P*, T, P') from C[t - 1, .]."""
+    row = drive[t].copy()
+    if t:
+        row[:, 1:] += recurrent[t, 1:, None] * kernel[t - 1][:, :-1]
+    return row
 
 
 _DRAWS = 16384
@@ -124,10 +118,8 @@ def predict_sampled(
     # Joint covariance and values of everything known so far: training sites, then new ones.
     known, values, activities = K, h, list[Floats]()
     for t in range(steps):
-        cross_row, new_rows = cross_input[t].copy(), new_input[t, :, : t + 1].copy()
-        if t:
-            cross_row[:, 1:] += recurrent[t, 1:, None] * cross[t - 1][:, :-1]
-            new_rows[:, 1:] += recurrent[t, 1 : t + 1, None] * new[t - 1][:, :t]
+        cross_row = _row(t, cross_input, cross, recurrent)
+        new_rows = _row(t, new_input, new, recurrent)[:, : t + 1]
         own = new_rows[:, t]
         row = np.concatenate(
             [cross_row.reshape(extra, size), new_rows[:, :t].reshape(extra, -1)], 1
@@ -145,8 +137,8 @@ def predict_sampled(
         for s in range(t + 1):
             block = activities[t].T @ activities[s] / len(phi)
             new[t, :, s], new[s, :, t] = block, block.T
-    dual = np.asarray(dual_targets(jnp.asarray(kernel), problem.data))
-    return Prediction(_readout(cross, dual, problem.data), new, cross)
+    dual = dual_targets(jnp.asarray(kernel), problem.data)
+    return Prediction(np.asarray(read_out(cross, dual, problem.data)), new, cross)
 
 
 def _training_draws(
@@ -155,9 +147,7 @@ def _training_draws(
     """Equally weighted draws of (h, phi) at all training sites from q."""
     h, phi = np.zeros((2, _DRAWS, problem.size))
     for at, group in zip(laws(point, problem), problem.groups, strict=True):
-        positions = (rng.random() + np.arange(_DRAWS // 2)) / (_DRAWS // 2)
-        chosen = np.minimum(np.searchsorted(np.cumsum(at.weights), positions), len(at.weights) - 1)
         # Groups are independent; halves repeat so that noise can be antithetic.
-        chosen = np.tile(rng.permutation(chosen), 2)
+        chosen = np.tile(rng.permutation(resample(at.weights, _DRAWS // 2, rng)), 2)
         h[:, list(group.sites)], phi[:, list(group.sites)] = at.h[chosen], at.phi[chosen]
     return h, phi

@@ -3,7 +3,7 @@ r"""Which kernels are stationary when the law of one unit is not Gaussian?
     F(C, Ct) = 1/2 sum_o y_o^T S_o(C)^-1 y_o + 1/2 tr(Ct C) - ln Z(K(C), Ct)
 
 is maximal in Ct (ln Z is convex) and stationary in C (docs/theory, section 4). With m the entries of C and l
-those of Ct, Newton's method needs ln Z to second order (see `single_unit`). Eliminating l leaves the reduced
+those of Ct, Newton's method needs ln Z to second order (see `log_normaliser`). Eliminating l leaves the reduced
 Hessian
 
     R = F_mm + F_ml cov(phi phi)^-1 F_lm
@@ -11,12 +11,15 @@ Hessian
 whose lowest eigenvalue says whether a solution is a minimum. m is measured in units of the spread of phi phi
 over units, which makes R dimensionless. Steps that share no weights and no target are independent under q; each
 such *group* of sites has a cloud of its own.
+
+Where no sign symmetry is broken, entries of C that a flip changes vanish. Averages over q then stand for
+averages over q and its flips, which leaves no sampling noise there: entries of different *parity* do not mix.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +28,7 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
 from bayeskernel.activations import Activation
+from bayeskernel.gauge import SignSymmetry
 from bayeskernel.kernels import (
     KernelMap,
     Supervision,
@@ -33,16 +37,18 @@ from bayeskernel.kernels import (
     supervision,
 )
 from bayeskernel.meanfield.free_energy import Data, data_energy, output_log_determinant
+from bayeskernel.meanfield.log_normaliser import derivatives
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.single_unit import (
     Cloud,
     Grid,
+    Ints,
     Law,
+    Pairs,
     Particles,
     Sites,
     Unit,
     all_pairs,
-    derivatives,
     find_sites,
     law,
 )
@@ -77,20 +83,35 @@ class Problem(NamedTuple):
         Independent groups of sites.
     reduction
         For every group how its sites follow from its pivots.
+    pairs
+        Sites of the entries of C, those within groups, group by group.
     reads
-        dK/dC between entries, group by group, shape (q, n): K is linear in C.
+        dK/dC between entries, the pivots' of K, shape (q, n): K is linear in C.
+    parity, pivot_parity
+        What the sign symmetry does to the entries of C (n,) and of K (q,): zero where nothing.
     """
 
     phi: Activation
     data: Data
     groups: tuple[Group, ...]
     reduction: tuple[Sites, ...]
+    pairs: Pairs
     reads: Floats
+    parity: Ints
+    pivot_parity: Ints
 
     @property
     def size(self) -> int:
         """Number of sites, d = T P."""
         return sum(len(g.sites) for g in self.groups)
+
+    @property
+    def apart(self) -> NDArray[np.bool_]:
+        """Which entries of C lie between groups, shape (d, d)."""
+        label = np.zeros(self.size, int)
+        for i, group in enumerate(self.groups):
+            label[list(group.sites)] = i
+        return label[:, None] != label
 
     def scaled(self, factor: float) -> Problem:
         """The same problem with all targets multiplied."""
@@ -110,11 +131,14 @@ class Point(NamedTuple):
         Entries of Ct, shape (n,).
     clouds
         One for every group.
+    symmetric
+        Whether no sign symmetry is broken.
     """
 
     m: Floats
     conjugate: Floats
     clouds: tuple[Cloud, ...]
+    symmetric: bool
 
 
 class Expansion(NamedTuple):
@@ -137,7 +161,7 @@ class Expansion(NamedTuple):
     effective
         Smallest effective fraction of the clouds.
     noise
-        Covariance of the two slopes over clouds, shape (2k, 2k); zero on grids.
+        Covariance of the two slopes over clouds, shape (2k, 2k), where asked for; zero on grids.
     """
 
     value: float
@@ -152,13 +176,19 @@ class Expansion(NamedTuple):
     noise: Floats
 
     @property
+    def hessian(self) -> Floats:
+        """Second derivatives in (m, l), whitened, shape (2k, 2k); l alone has curvature -1."""
+        curved = self.reduced - self.mixed @ self.mixed.T
+        return np.block([[curved, self.mixed], [self.mixed.T, -np.eye(len(curved))]])
+
+    @property
     def residual(self) -> float:
         """Largest violation of the two saddle-point equations."""
         parts = (self.slope_m, self.slope_l, self.outside)
         return float(max(np.max(np.abs(p), initial=0.0) for p in parts))
 
 
-def saddle_problem(network: Network, task: Task) -> Problem:
+def saddle_problem(network: Network, task: Task, symmetry: SignSymmetry) -> Problem:
     """Collect the arrays of a network on a task; 64-bit JAX must be enabled."""
     map_, given = kernel_map(network, task), supervision(task)
     steps, patterns = np.shape(map_.input)[:2]
@@ -169,31 +199,57 @@ def saddle_problem(network: Network, task: Task) -> Problem:
         found = find_sites(K[np.ix_(sites, sites)])
         reduction.append(found)
         groups.append(Group(tuple(sites), tuple(np.asarray(sites)[found.pivots])))
-    reads = _reads(map_, tuple(groups))
-    return Problem(network.phi, Data(map_, given), tuple(groups), tuple(reduction), reads)
+    pairs = _entries_within([g.sites for g in groups])
+    pivots = _entries_within([g.pivots for g in groups])
+    return Problem(
+        network.phi,
+        Data(map_, given),
+        tuple(groups),
+        tuple(reduction),
+        pairs,
+        _reads(map_, pairs, pivots),
+        _parity(pairs, patterns, symmetry),
+        _parity(pivots, patterns, symmetry),
+    )
 
 
-def _reads(map_: KernelMap, groups: tuple[Group, ...]) -> Floats:
+def _parity(pairs: Pairs, patterns: int, symmetry: SignSymmetry) -> Ints:
+    """One bit for every generator: whether it changes the sign of an entry."""
+    signs = symmetry.generators
+    flipped = signs[:, pairs.first // patterns] != signs[:, pairs.second // patterns]
+    return np.asarray((1 << np.arange(len(signs))) @ flipped, np.int64)
+
+
+def _entries_within(groups: list[tuple[int, ...]]) -> Pairs:
+    """All pairs of sites within groups."""
+    found = [(np.array(sites, np.int64), all_pairs(len(sites))) for sites in groups]
+    return Pairs(
+        np.concatenate([sites[pairs.first] for sites, pairs in found]),
+        np.concatenate([sites[pairs.second] for sites, pairs in found]),
+    )
+
+
+def _reads(map_: KernelMap, entries: Pairs, pivots: Pairs) -> Floats:
     steps, patterns = np.shape(map_.input)[:2]
-    index = np.full((steps * patterns,) * 2, -1)
-    count = 0
-    for group in groups:
-        sites, pairs = np.array(group.sites), all_pairs(len(group.sites))
-        now = count + np.arange(len(pairs.first))
-        index[sites[pairs.first], sites[pairs.second]] = now
-        index[sites[pairs.second], sites[pairs.first]] = now
-        count += len(now)
-    rows = []
-    for group in groups:
-        sites, pairs = np.array(group.pivots, int), all_pairs(len(group.pivots))
-        first, second = sites[pairs.first], sites[pairs.second]
-        gain = np.asarray(map_.recurrent)[first // patterns, 0, second // patterns, 0]
-        late = (first >= patterns) & (second >= patterns) & (gain > 0)
-        block = np.zeros((len(first), count))
-        entry = np.flatnonzero(late)
-        block[entry, index[first[late] - patterns, second[late] - patterns]] = gain[late]
-        rows.append(block)
-    return np.concatenate(rows)
+    at = np.full((steps * patterns,) * 2, -1)
+    at[entries.first, entries.second] = at[entries.second, entries.first] = np.arange(
+        len(entries.first)
+    )
+    first, second = pivots
+    gain = np.asarray(map_.recurrent)[first // patterns, 0, second // patterns, 0]
+    late = np.flatnonzero((first >= patterns) & (second >= patterns) & (gain > 0))
+    out = np.zeros((len(first), len(entries.first)))
+    out[late, at[first[late] - patterns, second[late] - patterns]] = gain[late]
+    return out
+
+
+def coupled_steps(map_: KernelMap, given: Supervision) -> NDArray[np.bool_]:
+    """Steps that correlated inputs, or a readout shared between targets, couple; shape (T, T)."""
+    steps, patterns = np.shape(map_.input)[:2]
+    supervised = np.zeros((steps, given.mask.shape[1]))
+    np.maximum.at(supervised, given.sites // patterns, given.mask)
+    read = (np.asarray(map_.readout)[:, 0, :, 0] > 0) & (supervised @ supervised.T > 0)
+    return np.asarray(read | np.any(np.asarray(map_.input) != 0, axis=(1, 3)))
 
 
 def _independent_groups(map_: KernelMap, given: Supervision) -> list[list[int]]:
@@ -201,10 +257,7 @@ def _independent_groups(map_: KernelMap, given: Supervision) -> list[list[int]]:
     steps, patterns = np.shape(map_.input)[:2]
     joined = np.asarray(map_.recurrent)[:, 0, :, 0] > 0
     joined[0] = joined[:, 0] = False  # W first acts at step 2
-    joined |= np.any(np.asarray(map_.input) != 0, axis=(1, 3)) | np.eye(steps, dtype=bool)
-    at = np.zeros((steps, given.mask.shape[1]))
-    np.maximum.at(at, given.sites // patterns, given.mask)
-    joined |= (np.asarray(map_.readout)[:, 0, :, 0] > 0) & (at @ at.T > 0)
+    joined |= coupled_steps(map_, given) | np.eye(steps, dtype=bool)
     # Where K couples C[t-1,s-1] the steps t, s are joined; their predecessors are when Ct couples them.
     joined[:-1, :-1] |= np.asarray(map_.recurrent)[1:, 0, 1:, 0] > 0
     for _ in range(steps):
@@ -219,24 +272,15 @@ def _independent_groups(map_: KernelMap, given: Supervision) -> list[list[int]]:
 
 
 def matrix(entries: Floats, problem: Problem) -> Floats:
-    """A symmetric (d, d) matrix from entries group by group, zero between groups."""
-    out, used = np.zeros((problem.size, problem.size)), 0
-    for group in problem.groups:
-        sites, pairs = np.array(group.sites), all_pairs(len(group.sites))
-        now = entries[used : used + len(pairs.first)]
-        out[sites[pairs.first], sites[pairs.second]] = now
-        out[sites[pairs.second], sites[pairs.first]] = now
-        used += len(pairs.first)
+    """A symmetric (d, d) matrix from entries within groups, zero between them."""
+    out, (first, second) = np.zeros((problem.size, problem.size)), problem.pairs
+    out[first, second] = out[second, first] = entries
     return out
 
 
 def entries(kernel: Floats, problem: Problem) -> Floats:
     """The entries within groups of a (d, d) matrix."""
-    parts = []
-    for group in problem.groups:
-        sites, pairs = np.array(group.sites), all_pairs(len(group.sites))
-        parts.append(kernel[sites[pairs.first], sites[pairs.second]])
-    return np.concatenate(parts)
+    return kernel[problem.pairs.first, problem.pairs.second]
 
 
 def pivot_kernels(m: Floats, problem: Problem) -> list[Floats]:
@@ -269,21 +313,34 @@ def expand(point: Point, problem: Problem, *, noise: bool = False) -> Expansion:
         derivatives(cloud, unit, noise=noise)
         for cloud, unit in zip(point.clouds, units(point, problem), strict=True)
     ]
-    roots = [_root(f.covariance) for f in found]
-    unit, inverse = block_diag(*(r[0] for r in roots)), block_diag(*(r[1] for r in roots))
-    energy, slope, hessian = (
-        np.asarray(a) for a in _data_part(jnp.asarray(point.m), problem.data, problem.groups)
-    )
-    natural = multiplicity(problem) * point.conjugate
-    mean = np.concatenate([f.mean for f in found])
+    of_l, of_k = (p if point.symmetric else 0 * p for p in (problem.parity, problem.pivot_parity))
+    covariance = _diagonal([f.covariance for f in found], of_l, of_l)
+    cross = _diagonal([f.cross for f in found], of_l, of_k)
+    bend = _diagonal([f.curvature for f in found], of_k, of_k)
+    mean = np.where(of_l == 0, np.concatenate([f.mean for f in found]), 0)
+    force = np.where(of_k == 0, np.concatenate([f.slope for f in found]), 0)
+    unit, inverse = _root(covariance)
+    at = jnp.asarray(point.m), problem.data, problem.pairs
+    (energy, slope), hessian = _data_slope(*at), np.asarray(_data_hessian(*at))
+    natural = problem.pairs.multiplicity * point.conjugate
     # ln Z depends on C through K: its derivatives in K, pulled back.
     pull = problem.reads @ unit
-    slope_m = unit.T @ (slope + natural) - pull.T @ np.concatenate([f.slope for f in found])
-    curved = unit.T @ hessian @ unit - pull.T @ block_diag(*(f.curvature for f in found)) @ pull
-    cross = block_diag(*(f.cross for f in found))
+    slope_m = unit.T @ (np.asarray(slope) + natural) - pull.T @ force
+    curved = unit.T @ hessian @ unit - pull.T @ bend @ pull
     mixed = unit.T @ inverse.T - pull.T @ cross.T @ inverse.T
     reduced = curved + mixed @ mixed.T
     missed = point.m - mean
+    joint = np.zeros((0, 0))
+    if noise:
+        n = [len(f.mean) for f in found]
+        blocks = [f.noise for f in found]
+        means = _diagonal([b[:i, :i] for b, i in zip(blocks, n, strict=True)], of_l, of_l)
+        slopes = _diagonal([b[i:, i:] for b, i in zip(blocks, n, strict=True)], of_k, of_k)
+        both = _diagonal([b[i:, :i] for b, i in zip(blocks, n, strict=True)], of_k, of_l)
+        even = np.concatenate([of_k, of_l]) == 0
+        joint = np.block([[slopes, both], [both.T, means]]) * np.outer(even, even)
+        to = block_diag(-pull.T, -inverse)
+        joint = to @ joint @ to.T
     return Expansion(
         value=float(energy + natural @ point.m - sum(f.log_normaliser for f in found)),
         slope_m=slope_m,
@@ -294,24 +351,13 @@ def expand(point: Point, problem: Problem, *, noise: bool = False) -> Expansion:
         inverse=inverse,
         outside=missed - unit @ (inverse @ missed),
         effective=min(f.effective for f in found),
-        noise=_noise([f.noise for f in found], [len(f.mean) for f in found], -pull.T, -inverse),
+        noise=joint,
     )
 
 
-def _noise(blocks: list[Floats], sizes: list[int], to_m: Floats, to_l: Floats) -> Floats:
-    """Covariance of the slopes from those of (mean, slope of ln Z) of every group."""
-    split = list(zip(blocks, sizes, strict=True))
-    means = block_diag(*(b[:n, :n] for b, n in split))
-    slopes = block_diag(*(b[n:, n:] for b, n in split))
-    cross = block_diag(*(b[n:, :n] for b, n in split))
-    joint = np.block([[slopes, cross], [cross.T, means]])
-    to = block_diag(to_m, to_l)
-    return np.asarray(to @ joint @ to.T)
-
-
-def multiplicity(problem: Problem) -> Floats:
-    """Multiplicity of every entry."""
-    return np.concatenate([all_pairs(len(g.sites)).multiplicity for g in problem.groups])
+def _diagonal(blocks: list[Floats], rows: Ints, columns: Ints) -> Floats:
+    """Block diagonal over groups, zero between entries of different parity."""
+    return np.where(rows[:, None] == columns, block_diag(*blocks), 0)
 
 
 def _root(covariance: Floats) -> tuple[Floats, Floats]:
@@ -325,20 +371,26 @@ def _root(covariance: Floats) -> tuple[Floats, Floats]:
     return scale[:, None] * root, inverse * inverse_scale
 
 
+def moved_by(
+    point: Point, problem: Problem, change: Floats | float, conjugate: Floats | float
+) -> Point:
+    """A displaced point on the same nodes; ``conjugate`` counts entries with their multiplicity."""
+    conjugate = conjugate / problem.pairs.multiplicity
+    return point._replace(m=point.m + change, conjugate=point.conjugate + conjugate)
+
+
 def gradient(
     point: Point, problem: Problem, change: Floats | float = 0.0, conjugate: Floats | float = 0.0
 ) -> Floats:
     """(dF/dm, dF/dl) at a displaced point, on the same nodes; l are entries with multiplicity."""
-    moved = point._replace(
-        m=point.m + change, conjugate=point.conjugate + conjugate / multiplicity(problem)
-    )
+    moved = moved_by(point, problem, change, conjugate)
     found = [
         derivatives(cloud, unit, second=False)
         for cloud, unit in zip(moved.clouds, units(moved, problem), strict=True)
     ]
-    _, slope, _ = _data_part(jnp.asarray(moved.m), problem.data, problem.groups)
+    _, slope = _data_slope(jnp.asarray(moved.m), problem.data, problem.pairs)
     pulled = problem.reads.T @ np.concatenate([f.slope for f in found])
-    slope_m = np.asarray(slope) + multiplicity(problem) * moved.conjugate - pulled
+    slope_m = np.asarray(slope) + problem.pairs.multiplicity * moved.conjugate - pulled
     return np.concatenate([slope_m, moved.m - np.concatenate([f.mean for f in found])])
 
 
@@ -355,40 +407,32 @@ def thinned(point: Point) -> Point:
 
 def correction_slope(m: Floats, problem: Problem, *, lazy: bool) -> Floats:
     """Gradient in m of 1/2 sum_o ln det S_o, with the data energy where data act at order 1/N only."""
-    value = _correction_slope(jnp.asarray(m), problem.data, problem.groups, lazy)
+    value = _correction_slope(jnp.asarray(m), problem.data, problem.pairs, lazy)
     return np.asarray(value)
 
 
-def _assemble(m: jax.Array, data: Data, groups: tuple[Group, ...]) -> jax.Array:
+def assemble(m: jax.Array, data: Data, index: Pairs) -> jax.Array:
+    """C of shape (T, P, T, P) from entries within groups, zero between them."""
     shape = np.shape(data.map_.input)
-    C, used = jnp.zeros((shape[0] * shape[1],) * 2), 0
-    for group in groups:
-        sites, pairs = np.array(group.sites), all_pairs(len(group.sites))
-        first, second = sites[pairs.first], sites[pairs.second]
-        now = m[used : used + len(first)]
-        C = C.at[first, second].set(now).at[second, first].set(now)
-        used += len(first)
-    return C.reshape(shape)
+    C = jnp.zeros((shape[0] * shape[1],) * 2).at[index.first, index.second].set(m)
+    return C.at[index.second, index.first].set(m).reshape(shape)
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _correction_slope(m: jax.Array, data: Data, groups: tuple[Group, ...], lazy: bool) -> jax.Array:
+@partial(jax.jit, static_argnums=3)
+def _correction_slope(m: jax.Array, data: Data, index: Pairs, lazy: bool) -> jax.Array:
     def correction(m: jax.Array) -> jax.Array:
-        C = _assemble(m, data, groups)
+        C = assemble(m, data, index)
         return output_log_determinant(C, data) + lazy * data_energy(C, data)
 
     return jax.grad(correction)(m)
 
 
-@partial(jax.jit, static_argnums=2)
-def _data_part(m: jax.Array, data: Data, groups: tuple[Group, ...]) -> Any:
-    """The data energy, its gradient and its Hessian in m."""
+def _energy(m: jax.Array, data: Data, index: Pairs) -> jax.Array:
+    return data_energy(assemble(m, data, index), data)
 
-    def energy(m: jax.Array) -> jax.Array:
-        return data_energy(_assemble(m, data, groups), data)
 
-    value, slope = jax.value_and_grad(energy)(m)
-    return value, slope, jax.hessian(energy)(m)
+_data_slope = jax.jit(jax.value_and_grad(_energy))
+_data_hessian = jax.jit(jax.hessian(_energy))
 
 
 def flip(point: Point, problem: Problem, signs: NDArray[np.int64]) -> Point:
@@ -403,10 +447,10 @@ def flip(point: Point, problem: Problem, signs: NDArray[np.int64]) -> Point:
             clouds.append(cloud._replace(h=cloud.h * pivots, phi=cloud.phi * sites))
         else:
             clouds.append(cloud._replace(z=cloud.z * pivots))
-    return Point(
-        entries(both * matrix(point.m, problem), problem),
-        entries(both * matrix(point.conjugate, problem), problem),
-        tuple(clouds),
+    return point._replace(
+        m=entries(both * matrix(point.m, problem), problem),
+        conjugate=entries(both * matrix(point.conjugate, problem), problem),
+        clouds=tuple(clouds),
     )
 
 
@@ -414,10 +458,10 @@ def kernel_of(point: Point, problem: Problem) -> Floats:
     """C of shape (T, P, T, P); between groups the product of means, which is zero for odd phi."""
     C = matrix(point.m, problem)
     if len(problem.groups) > 1 and not problem.phi.odd and _is_positive(point.m, problem):
-        mean, label = np.zeros(len(C)), np.zeros(len(C), int)
-        for i, (at, group) in enumerate(zip(laws(point, problem), problem.groups, strict=True)):
-            mean[list(group.sites)], label[list(group.sites)] = at.weights @ at.phi, i
-        C = np.where(label[:, None] == label, C, np.outer(mean, mean))
+        mean = np.zeros(len(C))
+        for at, group in zip(laws(point, problem), problem.groups, strict=True):
+            mean[list(group.sites)] = at.weights @ at.phi
+        C = np.where(problem.apart, np.outer(mean, mean), C)
     return C.reshape(np.shape(problem.data.map_.input))
 
 

@@ -98,6 +98,19 @@ class MeanField:
         """Posterior mean at a width minus the mean-field kernel, to leading order (~ 1/N)."""
         return self._fluctuations.shift / self._width(width)
 
+    def output_std(self, width: int | None = None) -> Floats:
+        """Posterior standard deviation of each output (T, P, O) at a width, to leading order.
+
+        Of order 1/sqrt N in mean-field scaling, of order one in standard scaling. Outputs are those of
+        the network; observation noise comes on top. Raises as `kernel_std` does.
+        """
+        scale = self._width(width) if self.network.scaling == "mean_field" else 1
+        return self._fluctuations.output_std / np.sqrt(scale)
+
+    def output_shift(self, width: int | None = None) -> Floats:
+        """Posterior mean output at a width minus its limit (T, P, O), to leading order (~ 1/N)."""
+        return self._fluctuations.output_shift / self._width(width)
+
     def predict(self, inputs: ArrayLike) -> Prediction:
         """Predict outputs and kernels for new patterns.
 

@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag, eigh, pinvh
-from scipy.optimize import brentq, minimize_scalar
+from scipy.optimize import bisect, brentq, minimize_scalar
 
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.kernels import coherence, kernel_map, supervision
+from bayeskernel.meanfield.saddle import coupled_steps
 from bayeskernel.meanfield.solve import MeanField, solve, solve_branches
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
@@ -33,11 +34,13 @@ _FIRST, _RATIO, _LAST = 0.05, 1.25, 60.0
 # Where the coherent branch is looked for below the spinodal, and how little coherence counts as none.
 _BELOW = 0.98
 _INCOHERENT = 0.02
+# Relative accuracy of the coexistence, and how close to the spinodal it is looked for.
+_COEXISTENCE, _UNDER = 1e-4, 1e-6
 _NULL = 1e-9
 
 
 class NoTransitionError(BayesKernelError):
-    """The untied solution stays stable; the message says up to which signal."""
+    """No transition was found; the message says how far was looked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,11 +140,10 @@ def tied_only_curvature(network: Network, untied: MeanField) -> tuple[float, Flo
     best, direction = np.inf, np.zeros((steps, patterns, steps, patterns))
     for lag in range(1, steps):
         count, size = steps - lag, patterns**2
-        hessian, metric = np.zeros((count * size, count * size)), list[Floats]()
+        hessian = np.zeros((count * size, count * size))
         for t in range(count):
             s, now = t + lag, slice(t * size, (t + 1) * size)
             stiff = np.kron(inverse[t], inverse[s])
-            metric.append(stiff)
             hessian[now, now] += stiff
             if t == 0:
                 continue
@@ -175,14 +177,8 @@ def _protected(network: Network, task: Task) -> bool:
     """Whether independent steps are stationary for the shared network."""
     if not network.phi.odd:
         return False
-    map_, given = kernel_map(network, task), supervision(task)
-    steps, patterns = np.shape(map_.input)[:2]
-    apart = ~np.eye(steps, dtype=bool)
-    driven_together = np.any(np.asarray(map_.input) != 0, axis=(1, 3)) & apart
-    at = np.zeros((steps, given.mask.shape[1]))
-    np.maximum.at(at, given.sites // patterns, given.mask)
-    read_together = (np.asarray(map_.readout)[:, 0, :, 0] > 0) & (at @ at.T > 0) & apart
-    return not (np.any(driven_together) or np.any(read_together))
+    coupled = coupled_steps(kernel_map(network, task), supervision(task))
+    return not np.any(coupled & ~np.eye(len(coupled), dtype=bool))
 
 
 def _raised(network: Network, task: Task, rng_key: jax.Array | None) -> MeanField:
@@ -190,27 +186,29 @@ def _raised(network: Network, task: Task, rng_key: jax.Array | None) -> MeanFiel
 
 
 def _coexistence(network: Network, task: Task, spinodal: float, rng_key: jax.Array | None) -> float:
-    def gap(signal: float) -> float | None:
-        """F of the coherent branch minus F of the incoherent one; None without a coherent branch."""
-        branches = [b for b in solve(network, task.scaled(signal), rng_key).branches if b.stable]
-        flat = [b.free_energy for b in branches if _largest_coherence(b.kernel) < _INCOHERENT]
-        coherent = [b.free_energy for b in branches if _largest_coherence(b.kernel) >= _INCOHERENT]
-        return min(coherent) - min(flat) if coherent and flat else None
+    """Where the coherent branch, if there is one below the spinodal, has the free energy of the other."""
 
-    high = _BELOW * spinodal
-    found = gap(high)
-    if found is None:
+    def gap(signal: float) -> float:
+        """F of the coherent branch minus F of the incoherent one; infinite where one is missing."""
+        lowest = {True: np.inf, False: np.inf}
+        for branch in solve(network, task.scaled(signal), rng_key).branches:
+            if branch.stable:
+                kind = _largest_coherence(branch.kernel) >= _INCOHERENT
+                lowest[kind] = min(lowest[kind], branch.free_energy)
+        if not min(lowest.values()) < np.inf:
+            raise NoTransitionError(
+                f"no stable solution was found at {signal:.4g} times the targets"
+            )
+        return lowest[True] - lowest[False]
+
+    found, low, high = gap(_BELOW * spinodal), _BELOW * spinodal, spinodal
+    if found == np.inf:
         return spinodal
-    if found >= 0:  # coexistence lies between here and the spinodal
-        return float(brentq(lambda s: gap(s) or 0.0, high, spinodal * (1 - 1e-6), rtol=1e-4))
-    low = high
-    while found is not None and found < 0:
-        low *= _BELOW
+    while found < 0:
+        low, high = _BELOW * low, low
         found = gap(low)
-        if found is None:
-            # The coherent branch ends before it loses: it is the lower one as far as it exists.
-            return low / _BELOW
-    return float(brentq(lambda s: gap(s) or 0.0, low, low / _BELOW, rtol=1e-4))
+    # Bisection looks at signs alone, so an end of the coherent branch counts as its loss.
+    return float(bisect(gap, low, high * (1 - _UNDER), rtol=_COEXISTENCE))
 
 
 def _largest_coherence(kernel: Floats) -> float:

@@ -62,8 +62,10 @@ def test_training_patterns_predict_themselves(general_task, double):
     assert again["output"].to_numpy() == pytest.approx(stored, abs=1e-6)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("activation", ["erf", "linear"])
+@pytest.mark.parametrize(
+    "activation",
+    [pytest.param("erf", marks=pytest.mark.slow), pytest.param("linear", marks=pytest.mark.long)],
+)
 def test_all_spaces_predict_the_same(activation):
     """Mean and variance of outputs for new patterns, weights against the other spaces."""
     task = bk.tasks.sine(2, 3, supervised=[1, 3])

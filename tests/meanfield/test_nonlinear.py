@@ -8,6 +8,7 @@ from scipy.optimize import brentq
 from scipy.special import erf
 
 import bayeskernel as bk
+from bayeskernel.gauge import flip_kernel
 from bayeskernel.meanfield import homotopy, single_unit
 from bayeskernel.meanfield.prior import prior_kernel
 
@@ -85,13 +86,15 @@ def test_linear_networks_against_the_gaussian_solver(sharing):
     assert general.kernel_std() == pytest.approx(gaussian.kernel_std(), rel=1e-3)
     # Second differences over 0.01 standard deviations err by its square.
     assert general.kernel_shift() == pytest.approx(gaussian.kernel_shift(), rel=1e-3, abs=1e-4)
+    assert general.output_std() == pytest.approx(gaussian.output_std(), rel=1e-3)
+    assert general.output_shift() == pytest.approx(gaussian.output_shift(), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize(
     "activation",
     [
         "erf",
-        pytest.param("tanh", marks=pytest.mark.long),
+        pytest.param("tanh", marks=pytest.mark.slow),
         pytest.param("relu", marks=pytest.mark.long),
     ],
 )
@@ -115,7 +118,7 @@ def test_grid_and_particles_agree(activation, monkeypatch):
     assert not np.array_equal(other.kernel, sampled.kernel)
 
 
-@pytest.mark.parametrize("activation", ["erf", pytest.param("relu", marks=pytest.mark.long)])
+@pytest.mark.parametrize("activation", ["erf", pytest.param("relu", marks=pytest.mark.slow)])
 def test_refining_the_grid_changes_nothing(activation, monkeypatch):
     network = bk.Network(64, activation, noise=0.3)
     coarse = bk.solve(network, ENDPOINT)
@@ -126,7 +129,7 @@ def test_refining_the_grid_changes_nothing(activation, monkeypatch):
     assert fine.free_energy == pytest.approx(coarse.free_energy, abs=1e-6)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_free_energy_is_the_integral_over_the_signal():
     """dF/ds = s y^T S^-1 y at a stationary point: thermodynamic integration along the homotopy."""
     nodes, weights = np.polynomial.legendre.leggauss(6)
@@ -155,6 +158,43 @@ def test_limits_where_data_do_not_act(activation):
     # The NNGP's posterior mean.
     C = matrix(prior)
     assert lazy.output.ravel() == pytest.approx(C[:, 2] * 2.0 / (C[2, 2] + 0.1), abs=1e-5)
+
+
+def test_particles_keep_an_unbroken_symmetry():
+    """Sampling noise in entries that the symmetry forbids would bias draws aligned to it."""
+    task = bk.tasks.endpoint([[1.0, 0.3], [-0.2, 0.8]], [0.7, -0.7], 3)
+    theory = bk.solve(bk.Network(512, "erf", noise=0.3), task)
+    assert theory.converged
+    assert theory.branches[0].stable
+    assert np.any(theory.monte_carlo_error > 0)
+    flip = np.array([1, -1, 1])
+    assert np.array_equal(flip_kernel(theory.kernel, flip), theory.kernel)
+    assert not theory.output[1].any()
+    assert theory.output_shift()[1] == pytest.approx(0, abs=1e-15)
+    strong = bk.solve(bk.Network(512, "erf", noise=0.1), task.scaled(4))
+    assert strong.converged
+    assert strong.branches[0].stable
+    assert bk.coherence(strong.kernel)[1, 2] > 0.1
+
+
+def test_readouts_shared_between_independent_steps():
+    """Steps that share no recurrent weight but a readout: unsupervised outputs have mean zero, and spread."""
+    sharing = bk.Sharing([0, 1], [0, 1], [0, 0])
+    task = bk.tasks.endpoint([[1.0]], [3.0], 2)
+    gaussian = bk.solve(bk.Network(64, "linear", sharing, noise=0.5), task)
+    general = bk.solve(bk.Network(64, lambda h: 1.0 * h, sharing, noise=0.5), task)
+    assert not general.output[0].any()
+    assert general.output_std() == pytest.approx(gaussian.output_std(), rel=1e-3)
+
+
+def test_outputs_in_standard_scaling():
+    """A Gaussian process: the variance given the targets, at order one, whatever the width."""
+    network = bk.Network(64, "erf", noise=0.1, scaling="standard")
+    theory = bk.solve(network, ENDPOINT)
+    C = matrix(prior_kernel(network, ENDPOINT))
+    expected = np.diag(C) - C[:, 2] ** 2 / (C[2, 2] + 0.1)
+    assert theory.output_std().ravel() ** 2 == pytest.approx(expected, abs=1e-6)
+    assert np.array_equal(theory.output_std(7), theory.output_std())
 
 
 def test_duplicate_patterns_and_silent_sites():

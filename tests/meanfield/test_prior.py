@@ -32,8 +32,10 @@ def test_quadrature_agrees_with_the_closed_form(double):
     assert gaussian_average(same, shape) == pytest.approx(gaussian_average(erf, shape), rel=1e-10)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("activation", ["linear", "erf"])
+@pytest.mark.parametrize(
+    "activation",
+    [pytest.param("linear", marks=pytest.mark.slow), pytest.param("erf", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("sharing", ["tied", "untied"])
 def test_prior_draws_approach_the_recursion_as_one_over_root_width(activation, sharing):
     """Each draw strays by about std/sqrt(N); the mean by O(1/N) and its Monte-Carlo error."""

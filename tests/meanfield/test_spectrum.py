@@ -30,9 +30,13 @@ def spectra(network, task, *, singular):
     return np.take_along_axis(values, order, -1)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
-    ("activation", "y", "noise"), [("erf", 2.5, 0.1), ("relu", 2.5, 0.1), ("linear", 8.0, 0.5)]
+    ("activation", "y", "noise"),
+    [
+        pytest.param("erf", 2.5, 0.1, marks=pytest.mark.long),
+        pytest.param("relu", 2.5, 0.1, marks=pytest.mark.slow),
+        pytest.param("linear", 8.0, 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_eigenvalue_outliers_of_tied_networks(activation, y, noise):
     task = bk.tasks.endpoint([[1.0]], [y], 3)

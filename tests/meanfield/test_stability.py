@@ -52,8 +52,13 @@ def test_every_lag_against_its_closed_form():
         assert np.sign(tied_only_curvature(network, untied)[0]) == sign
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("sharing", ["tied", [0, 1, 1]])
+@pytest.mark.parametrize(
+    "sharing",
+    [
+        pytest.param("tied", marks=pytest.mark.long),
+        pytest.param([0, 1, 1], marks=pytest.mark.slow),
+    ],
+)
 def test_the_solver_meets_the_transition_where_the_hessian_says(sharing):
     task = bk.tasks.endpoint([[1.0]], [1.0], 3)
     network = bk.Network(64, "erf", sharing, noise=0.1)
