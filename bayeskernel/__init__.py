@@ -4,6 +4,7 @@ from bayeskernel import plots, tasks
 from bayeskernel.compare import Comparison, compare
 from bayeskernel.errors import BayesKernelError, InputError
 from bayeskernel.inference.conditional import predict, weights
+from bayeskernel.inference.diagnose import Diagnosis, diagnose
 from bayeskernel.inference.run import sample, sample_prior
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.free_energy import free_energy
@@ -18,6 +19,7 @@ __all__ = [
     "BayesKernelError",
     "Comparison",
     "CriticalSignal",
+    "Diagnosis",
     "InputError",
     "MeanField",
     "Network",
@@ -26,6 +28,7 @@ __all__ = [
     "coherence",
     "compare",
     "critical_signal",
+    "diagnose",
     "free_energy",
     "plots",
     "predict",

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from bayeskernel.errors import InputError
+from bayeskernel.gauge import sign_symmetry
 from bayeskernel.kernels import kernel_map
 from bayeskernel.keys import is_typed
 from bayeskernel.network import Network
@@ -68,9 +69,16 @@ def to_datatree(
         "network": json.dumps(network.describe(), sort_keys=True),
         "task": task.name,
         "settings": json.dumps(settings, sort_keys=True),
+        "symmetry": json.dumps(_symmetry(network, task)),
         **{f"{name}_version": version(name) for name in _PACKAGES},
     }
     return tree
+
+
+def _symmetry(network: Network, task: Task) -> dict[str, list[list[int]]]:
+    """Generators of the sign symmetry: what they do to kernels and to outputs."""
+    found = sign_symmetry(network, task)
+    return {"kernel": found.generators.tolist(), "output": found.output_signs.tolist()}
 
 
 def dataset(draws: dict[str, np.ndarray]) -> xr.Dataset:

@@ -31,6 +31,7 @@ from bayeskernel.meanfield.single_unit import (
     Grid,
     grid,
     log_normaliser_variance,
+    particles_at,
     prior_particles,
     renew,
 )
@@ -104,6 +105,24 @@ def start(problem: Problem, rng: np.random.Generator) -> Point:
         else:
             clouds.append(prior_particles(len(K), _particles(problem), rng))
     return Point(m, np.zeros_like(m), tuple(clouds), symmetric=True)
+
+
+def from_draws(
+    kernel: Floats, conjugate: Floats, h: Floats, problem: Problem, *, symmetric: bool
+) -> Point:
+    """A point from kernels (T, P, T, P) and draws of q (M, T, P)."""
+    parity = problem.parity if symmetric else 0 * problem.parity
+    square = (problem.size, problem.size)
+    m, Ct = (np.where(parity, 0, entries(a.reshape(square), problem)) for a in (kernel, conjugate))
+    point, flat = Point(m, Ct, (), symmetric), h.reshape(len(h), -1)
+    clouds: list[Cloud] = []
+    for unit, group in zip(units(point, problem), problem.groups, strict=True):
+        now = flat[:, list(group.pivots)]
+        if len(group.pivots) <= GRID_DIMENSIONS:
+            clouds.append(grid(problem.phi, unit.sites, now.T @ now / len(now)))
+        else:
+            clouds.append(particles_at(now, unit))
+    return point._replace(clouds=tuple(clouds))
 
 
 def newton_step(at: Expansion, *, downhill: bool, radius: float) -> tuple[Floats, Floats]:

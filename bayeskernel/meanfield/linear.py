@@ -58,6 +58,13 @@ class LinearTheory(NamedTuple):
         """Extend the kernel to new patterns."""
         return predict_linear(self.kernel, self.problem, cross_input, new_input)
 
+    def extended(
+        self, network: Network, task: Task, cross_input: Floats, new_input: Floats
+    ) -> LinearTheory:
+        """The extended kernel solves the larger task."""
+        found = self.predict(cross_input, new_input)
+        return LinearTheory(linear_problem(network, task), found.joined(self.kernel))
+
     def moments(self) -> tuple[Floats, Floats]:
         """<phi h^T> = <h h^T> = C."""
         steps, patterns = self.kernel.shape[:2]

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from bayeskernel.gauge import SignSymmetry, canonical_signs, distance
+from bayeskernel.gauge import SignSymmetry, canonical_signs, distance, sign_symmetry
 from bayeskernel.kernels import preactivation_kernel
-from bayeskernel.meanfield.fluctuations import Fluctuations, saddle_fluctuations
+from bayeskernel.meanfield.fluctuations import FluctuationError, Fluctuations, saddle_fluctuations
 from bayeskernel.meanfield.free_energy import mean_output
 from bayeskernel.meanfield.gaussian import Progress, Status
-from bayeskernel.meanfield.homotopy import FLAT, Solution, follow, polish, start
+from bayeskernel.meanfield.homotopy import FLAT, Solution, follow, from_draws, polish, start
 from bayeskernel.meanfield.predict import Prediction, predict_sampled
 from bayeskernel.meanfield.saddle import (
     Point,
@@ -42,6 +42,8 @@ _DOWN = np.array([1.25, 1.5, 1.75, 2.0, 1.75, 1.5, 1.25, 1.0])
 # Two kernels closer than this, or than their Monte-Carlo errors allow, are one solution.
 _SAME = 1e-4
 _SIGMAS = 5.0
+# Convergence of a solution extended by new patterns.
+_TOLERANCE, _MAX_STEPS = 1e-6, 100
 
 
 class NonlinearTheory(NamedTuple):
@@ -67,7 +69,30 @@ class NonlinearTheory(NamedTuple):
 
     def predict(self, cross_input: Floats, new_input: Floats) -> Prediction:
         """Draw pre-activations of new patterns given those of the training patterns."""
-        return predict_sampled(self.solution.point, self.problem, cross_input, new_input)
+        return predict_sampled(self.solution.point, self.problem, cross_input, new_input)[0]
+
+    def extended(
+        self, network: Network, task: Task, cross_input: Floats, new_input: Floats
+    ) -> NonlinearTheory:
+        """Start from draws for all patterns and converge on them."""
+        point, shape = self.solution.point, np.shape(self.problem.data.map_.input)
+        found, h = predict_sampled(point, self.problem, cross_input, new_input)
+        problem, driven = _problems(network, task, sign_symmetry(network, task))
+        C, Ct = (matrix(a, self.driven).reshape(shape) for a in (point.m, point.conjugate))
+        nothing = Prediction(found.mean, 0 * found.kernel, 0 * found.cross_kernel)
+        joined = found.joined(C), nothing.joined(Ct)
+        begin = from_draws(*joined, h, driven, symmetric=point.symmetric)
+        solution = polish(
+            begin,
+            driven,
+            np.random.default_rng(0),
+            reached=Status.CONVERGED,
+            tolerance=_TOLERANCE,
+            max_steps=_MAX_STEPS,
+        )
+        if solution.status is not Status.CONVERGED:
+            raise FluctuationError(f"new patterns: {solution.status}")
+        return NonlinearTheory(problem, driven, solution)
 
     def moments(self) -> tuple[Floats, Floats]:
         """<phi h^T> and <h h^T>; different groups are independent and, phi being odd, uncorrelated."""
@@ -95,8 +120,7 @@ def solve(
     every_branch: bool = True,
 ) -> Found:
     """Find branches, or the one that raising the signal leads to; 64-bit JAX must be enabled."""
-    problem = saddle_problem(network, task, symmetry)
-    driven = problem if network.scaling == "mean_field" else problem.scaled(0.0)
+    problem, driven = _problems(network, task, symmetry)
 
     def finish(reached: tuple[Point, Status], *, downhill: bool = True) -> Solution:
         point, status = reached
@@ -139,6 +163,12 @@ def solve(
         float(best.free_energy_error),
         NonlinearTheory(problem, driven, best),
     )
+
+
+def _problems(network: Network, task: Task, symmetry: SignSymmetry) -> tuple[Problem, Problem]:
+    """The problem, and what data drive of it: nothing in standard scaling."""
+    problem = saddle_problem(network, task, symmetry)
+    return problem, problem if network.scaling == "mean_field" else problem.scaled(0.0)
 
 
 def standard_error(solution: Solution, problem: Problem) -> Floats:

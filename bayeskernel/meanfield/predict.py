@@ -5,6 +5,9 @@ extra sites that data do not act on, so given h at the training sites their pre-
 under the joint K; for a linear network the extended kernel follows step by step from
 
     C[*, .] = R C,     C[*, *] = K[*, *] + R (C - K) R^T,     R = K[*, .] K^+.
+
+How far outputs stray at order 1/N follows from the fluctuations of the extended kernel: a new pattern is a
+pattern without targets.
 """
 
 from __future__ import annotations
@@ -40,6 +43,15 @@ class Prediction(NamedTuple):
     mean: Floats
     kernel: Floats
     cross_kernel: Floats
+
+    def joined(self, kernel: Floats) -> Floats:
+        """The kernel of training and new patterns together, given that among training patterns."""
+        back = self.cross_kernel.transpose(2, 3, 0, 1)
+        rows = (
+            np.concatenate([kernel, back], 3),
+            np.concatenate([self.cross_kernel, self.kernel], 3),
+        )
+        return np.concatenate(rows, 1)
 
 
 def predict_linear(
@@ -94,7 +106,7 @@ _NULL = 1e-10
 
 def predict_sampled(
     point: Point, problem: Problem, cross_input: Floats, new_input: Floats
-) -> Prediction:
+) -> tuple[Prediction, Floats]:
     """Extend a nonlinear network's kernel to new patterns by drawing h* given h, step by step.
 
     Data do not act on new patterns, so h* given h is Gaussian under the joint K; its noise comes in
@@ -106,6 +118,10 @@ def predict_sampled(
         The training solution.
     cross_input, new_input
         As for `predict_linear`.
+
+    Returns
+    -------
+    The prediction, and draws of the pre-activations of all patterns, shape (M, T, P + P*).
     """
     rng = np.random.default_rng(0)
     steps, patterns = np.shape(problem.data.map_.input)[:2]
@@ -138,7 +154,9 @@ def predict_sampled(
             block = activities[t].T @ activities[s] / len(phi)
             new[t, :, s], new[s, :, t] = block, block.T
     dual = dual_targets(jnp.asarray(kernel), problem.data)
-    return Prediction(np.asarray(read_out(cross, dual, problem.data)), new, cross)
+    joined = [a.reshape(len(h), steps, -1) for a in (h, values[:, size:])]
+    mean = np.asarray(read_out(cross, dual, problem.data))
+    return Prediction(mean, new, cross), np.concatenate(joined, axis=2)
 
 
 def _training_draws(

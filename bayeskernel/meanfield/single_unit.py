@@ -244,6 +244,14 @@ def prior_particles(dimensions: int, count: int, rng: np.random.Generator) -> Pa
     return Particles(z, np.full(len(z), -np.log(len(z))))
 
 
+def particles_at(h: Floats, unit: Unit) -> Particles:
+    """Make nodes of draws from q, given at the pivots, shape (M, r)."""
+    factor = np.linalg.cholesky(unit.K)
+    z = solve_triangular(factor, h.T, lower=True).T
+    tilt = _weigh(activity(unit.phi, h @ unit.sites.spread.T), unit.Ct)
+    return Particles(z, -np.log(len(z)) - tilt)
+
+
 def resample(weights: Floats, count: int, rng: np.random.Generator) -> Ints:
     """Indices drawn by weight, systematically."""
     positions = (rng.random() + np.arange(count)) / count

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from bayeskernel.meanfield.fluctuations import Fluctuations
 from bayeskernel.meanfield.gaussian import Status
 from bayeskernel.meanfield.predict import Prediction
+from bayeskernel.network import Network
+from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
@@ -50,6 +52,11 @@ class Theory(Protocol):
 
     def predict(self, cross_input: Floats, new_input: Floats) -> Prediction:
         """Extend to new patterns, given their input kernels."""
+
+    def extended(
+        self, network: Network, task: Task, cross_input: Floats, new_input: Floats
+    ) -> Theory:
+        """Solve the task with new patterns, without targets, after those of training."""
 
     def moments(self) -> tuple[Floats, Floats]:
         """<phi h^T>, rows phi, and <h h^T>, shapes (d, d)."""

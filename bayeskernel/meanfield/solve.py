@@ -104,8 +104,7 @@ class MeanField:
         Of order 1/sqrt N in mean-field scaling, of order one in standard scaling. Outputs are those of
         the network; observation noise comes on top. Raises as `kernel_std` does.
         """
-        scale = self._width(width) if self.network.scaling == "mean_field" else 1
-        return self._fluctuations.output_std / np.sqrt(scale)
+        return self._fluctuations.output_std / self._output_scale(width)
 
     def output_shift(self, width: int | None = None) -> Floats:
         """Posterior mean output at a width minus its limit (T, P, O), to leading order (~ 1/N)."""
@@ -119,21 +118,55 @@ class MeanField:
         inputs
             Shape (T, P*, D), as many steps and features as the task has.
         """
+        _, *drive = self._with_patterns(self._new_patterns(inputs))
+        with jax.enable_x64(True):
+            return self._theory.predict(*drive)
+
+    def predict_std(self, inputs: ArrayLike, width: int | None = None) -> Floats:
+        """Posterior standard deviation of the outputs for new patterns, to leading order.
+
+        As `output_std`; every new pattern is solved for as one more pattern of the task, without
+        targets, which for nonlinear networks takes about as long as a solution.
+
+        Parameters
+        ----------
+        inputs
+            Shape (T, P*, D).
+        width
+            N; default the network's.
+
+        Returns
+        -------
+        Shape (T, P*, O).
+        """
+        new, patterns, parts = self._new_patterns(inputs), self.task.shape[1], []
+        for a in range(new.shape[1]):
+            task, *drive = self._with_patterns(new[:, a : a + 1])
+            with jax.enable_x64(True):
+                theory = self._theory.extended(self.network, task, *drive)
+                parts.append(theory.fluctuations().output_std[:, patterns:])
+        return np.concatenate(parts, axis=1) / self._output_scale(width)
+
+    def _new_patterns(self, inputs: ArrayLike) -> Floats:
         # The constructor of Task checks inputs; targets only have to exist.
         array = np.asarray(inputs)
         new = Task(inputs, np.zeros(array.shape[:2]))  # type: ignore[arg-type]
-        steps, patterns, features, _ = self.task.shape
+        steps, _, features, _ = self.task.shape
         if (new.shape[0], new.shape[2]) != (steps, features):
             raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
+        return new.inputs
+
+    def _with_patterns(self, new: Floats) -> tuple[Task, Floats, Floats]:
+        """The task with new patterns without targets, and the input's part of K of new patterns."""
+        patterns, outputs = self.task.shape[1], self.task.shape[3]
+        unknown = np.full((*new.shape[:2], outputs), np.nan)
         both = Task(
-            np.concatenate([self.task.inputs, new.inputs], axis=1),
-            np.zeros((steps, patterns + new.shape[1])),
+            np.concatenate([self.task.inputs, new], axis=1),
+            np.concatenate([self.task.targets, unknown], axis=1),
         )
         with jax.enable_x64(True):
-            drive = np.asarray(kernel_map(self.network, both).input)
-            return self._theory.predict(
-                drive[:, patterns:, :, :patterns], drive[:, patterns:, :, patterns:]
-            )
+            drive = np.asarray(kernel_map(self.network, both).input)[:, patterns:]
+        return both, drive[..., :patterns], drive[..., patterns:]
 
     def outliers(self) -> tuple[Outliers, ...]:
         """Eigenvalues and singular values that leave the bulk of the recurrent weights.
@@ -149,6 +182,10 @@ class MeanField:
     def _fluctuations(self) -> Fluctuations:
         with jax.enable_x64(True):
             return self._theory.fluctuations()
+
+    def _output_scale(self, width: int | None) -> float:
+        """What the spread of outputs falls with."""
+        return float(np.sqrt(self._width(width))) if self.network.scaling == "mean_field" else 1.0
 
     def _width(self, width: int | None) -> int:
         return self.network.width if width is None else positive_integer("width", width)

@@ -1,0 +1,243 @@
+"""Can these draws be trusted? Convergence judged on what the symmetries of the posterior leave alone.
+
+Raw weights tell nothing: units may be exchanged and signs flipped without changing the posterior, so chains
+that agree on everything observable disagree on every weight. Judged are the sign-aligned kernel entries, the
+outputs, the log density, and invariants of the whole orbit (norms of the blocks of C), by the numbers and
+thresholds of ArviZ.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import arviz as az
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from bayeskernel.errors import InputError
+from bayeskernel.gauge import SignSymmetry, align, flip_kernel
+from bayeskernel.inference.record import settings
+
+Floats = NDArray[np.float64]
+
+# Thresholds of Vehtari, Gelman, Simpson, Carpenter, Buerkner (2021), as ArviZ uses them: rank-normalised split
+# R-hat, effective draws per chain in bulk and tails.
+R_HAT = 1.01
+ESS_PER_CHAIN = 100
+# Betancourt (2016): below this the energy is explored too slowly.
+E_BFMI = 0.3
+# NumPyro's largest tree.
+TREE_DEPTH = 10
+# A chain that stays where it is in more than this share of its transitions is stuck.
+_STUCK = 0.95
+# Chains whose means of an invariant lie further apart than so many of their standard deviations are in
+# different branches.
+_APART = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    """Whether draws can be trusted, and why not.
+
+    Attributes
+    ----------
+    table
+        One row per quantity: mean, std, mcse, ess_bulk, ess_tail, r_hat. Quantities are "kernel[t,a,s,b]"
+        (sign-aligned), "output[t,a,o]", "lp", and "norm[t,s]", the norm of a block of C.
+    divergences
+        Number of divergent transitions of every chain.
+    tree_depth_hits
+        Transitions that reached the largest tree, of every chain (NUTS).
+    e_bfmi
+        Energy Bayesian fraction of missing information of every chain.
+    stuck
+        Chains that hardly move.
+    branches
+        Chains grouped by the branch of the posterior they are in.
+    flipped
+        Share of draws whose signs were changed to match the others.
+    broken
+        Chains with numbers that are not finite.
+    """
+
+    table: pd.DataFrame
+    divergences: tuple[int, ...]
+    tree_depth_hits: tuple[int, ...]
+    e_bfmi: tuple[float, ...]
+    stuck: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
+    flipped: float
+    broken: tuple[int, ...]
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What is wrong, one sentence each; empty where nothing is."""
+        table, count, reasons = self.table, len(self.divergences), list[str]()
+
+        def named(chains: tuple[int, ...] | list[int]) -> str:
+            return f"chain{'s' if len(chains) > 1 else ''} {', '.join(str(c) for c in chains)}"
+
+        if self.broken:
+            reasons.append(f"numbers that are not finite in {named(self.broken)}")
+        if self.stuck:
+            reasons.append(f"{named(self.stuck)} of {count} hardly moved")
+        if len(self.branches) > 1:
+            groups = " | ".join(", ".join(str(c) for c in g) for g in self.branches)
+            reasons.append(f"chains are in {len(self.branches)} different branches: {groups}")
+        if sum(self.divergences):
+            reasons.append(f"{sum(self.divergences)} divergent transitions")
+        if sum(self.tree_depth_hits):
+            reasons.append(f"{sum(self.tree_depth_hits)} transitions reached the largest tree")
+        low = [c for c, value in enumerate(self.e_bfmi) if not value >= E_BFMI]
+        if low:
+            reasons.append(f"E-BFMI below {E_BFMI} in {named(low)}")
+        needed = ESS_PER_CHAIN * count
+        for column, name in (("ess_bulk", "in bulk"), ("ess_tail", "in the tails")):
+            worst = table[column].fillna(0.0)
+            if worst.min() < needed:
+                reasons.append(
+                    f"{worst.min():.0f} effective draws {name} of {worst.idxmin()}, {needed} are needed"
+                )
+        worst = table["r_hat"].fillna(np.inf)
+        if count > 1 and worst.max() >= R_HAT:
+            reasons.append(f"R-hat {worst.max():.3f} of {worst.idxmax()}, below {R_HAT} is needed")
+        return tuple(reasons)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every criterion is met."""
+        return not self.reasons
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in words."""
+        if self.ok:
+            worst, ess = self.table["r_hat"].max(), self.table["ess_bulk"].min()
+            return f"Passed: largest R-hat {worst:.3f}, {ess:.0f} effective draws at least."
+        return "Failed: " + "; ".join(self.reasons) + "."
+
+
+def diagnose(draws: xr.DataTree) -> Diagnosis:
+    """Judge the chains of a run.
+
+    Parameters
+    ----------
+    draws
+        From `bayeskernel.sample`.
+
+    Raises
+    ------
+    InputError
+        If the draws hold no posterior, or too few draws to split a chain.
+    """
+    if "posterior" not in draws or "symmetry" not in draws.attrs:
+        raise InputError("draws", "a DataTree from bayeskernel.sample", f"groups {list(draws)}")
+    posterior, stats = draws["posterior"].to_dataset(), draws["sample_stats"].to_dataset()
+    if posterior.sizes["draw"] < 4:
+        raise InputError("draws", "at least 4 draws a chain", posterior.sizes["draw"])
+    kernel, output, flipped = _gauge_fixed(draws)
+    lp = stats["lp"].to_numpy().astype(np.float64)
+    norms = np.sqrt(np.einsum("cdtasb->cdts", kernel**2))
+    table = _summary(_columns(kernel, output, lp, norms))
+    finite = np.isfinite(lp).all(1) & np.isfinite(kernel).all(axis=(1, 2, 3, 4, 5))
+    moved = np.any(np.diff(kernel, axis=1) != 0, axis=(2, 3, 4, 5)) | (np.diff(lp, axis=1) != 0)
+    stuck = tuple(int(c) for c in np.flatnonzero(moved.mean(1) < 1 - _STUCK))
+    invariants = np.concatenate([norms.reshape(*lp.shape, -1), lp[..., None]], axis=-1)
+    energy = stats["energy"].to_numpy().astype(np.float64)
+    return Diagnosis(
+        table=table,
+        divergences=tuple(int(n) for n in stats["diverging"].sum("draw")),
+        tree_depth_hits=_tree_depth_hits(draws, stats),
+        e_bfmi=tuple(_bfmi(e) for e in energy),
+        stuck=stuck,
+        branches=_branches(invariants, stuck),
+        flipped=flipped,
+        broken=tuple(int(c) for c in np.flatnonzero(~finite)),
+    )
+
+
+def _gauge_fixed(draws: xr.DataTree) -> tuple[Floats, Floats, float]:
+    """Kernels and outputs with signs brought to those of the last draw's neighbourhood."""
+    kernel = draws["posterior"]["kernel"].to_numpy().astype(np.float64)
+    output = draws["posterior"]["output"].to_numpy().astype(np.float64)
+    recorded = json.loads(str(draws.attrs["symmetry"]))
+    steps = kernel.shape[2]
+    symmetry = SignSymmetry(
+        *(np.array(recorded[name], np.int64).reshape(-1, steps) for name in ("kernel", "output"))
+    )
+    usable = np.isfinite(kernel).all(axis=(2, 3, 4, 5))
+    if not len(symmetry.generators) or not usable.any():
+        return kernel, output, 0.0
+    finite = np.nan_to_num(kernel)
+    signs, output_signs = align(finite, kernel[usable][-1], symmetry)
+    for _ in range(2):  # the mean of aligned draws is a better reference than one draw
+        signs, output_signs = align(finite, flip_kernel(kernel, signs)[usable].mean(0), symmetry)
+    share = float(np.mean(np.any(signs < 0, axis=-1)))
+    return flip_kernel(kernel, signs), output * output_signs[..., None, None], share
+
+
+def _columns(kernel: Floats, output: Floats, lp: Floats, norms: Floats) -> dict[str, Floats]:
+    steps, patterns = kernel.shape[2:4]
+    columns = {"lp": lp}
+    for t in range(steps):
+        for s in range(t, steps):
+            columns[f"norm[{t + 1},{s + 1}]"] = norms[:, :, t, s]
+            for a in range(patterns):
+                for b in range(a if s == t else 0, patterns):
+                    columns[f"kernel[{t + 1},{a},{s + 1},{b}]"] = kernel[:, :, t, a, s, b]
+    for t, a, o in np.ndindex(*output.shape[2:]):
+        columns[f"output[{t + 1},{a},{o}]"] = output[:, :, t, a, o]
+    return columns
+
+
+def _summary(columns: dict[str, Floats]) -> pd.DataFrame:
+    names = list(columns)
+    values = np.stack([columns[name] for name in names], axis=-1)
+    data = xr.Dataset({"x": (("chain", "draw", "quantity"), values)})
+    with np.errstate(invalid="ignore", divide="ignore"):
+        numbers = {
+            "mean": values.mean((0, 1)),
+            "std": values.std((0, 1)),
+            "mcse": az.mcse(data, method="mean")["x"].to_numpy(),
+            "ess_bulk": az.ess(data, method="bulk")["x"].to_numpy(),
+            "ess_tail": az.ess(data, method="tail")["x"].to_numpy(),
+            "r_hat": az.rhat(data, method="rank")["x"].to_numpy(),
+        }
+    # What is constant over all chains is known, not badly sampled.
+    constant = np.ptp(values, axis=(0, 1)) == 0
+    for name, value in {"mcse": 0.0, "ess_bulk": np.inf, "ess_tail": np.inf, "r_hat": 1.0}.items():
+        numbers[name] = np.where(constant, value, numbers[name])
+    return pd.DataFrame(numbers, index=pd.Index(names, name="quantity"))
+
+
+def _tree_depth_hits(draws: xr.DataTree, stats: xr.Dataset) -> tuple[int, ...]:
+    if settings(draws)["sampler"] != "nuts":
+        return (0,) * stats.sizes["chain"]
+    return tuple(int(n) for n in (stats["tree_depth"] >= TREE_DEPTH).sum("draw"))
+
+
+def _bfmi(energy: Floats) -> float:
+    """<(E_n - E_(n-1))^2> / var E of one chain; NaN where the energy does not move."""
+    variance = float(np.var(energy))
+    return float(np.mean(np.diff(energy) ** 2)) / variance if variance > 0 else float("nan")
+
+
+def _branches(invariants: Floats, stuck: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Group chains that overlap in every invariant; invariants (chain, draw, n)."""
+    mean, std = invariants.mean(1), invariants.std(1)
+    chains = range(len(mean))
+    groups = list[list[int]]()
+    for c in chains:
+        near = [
+            g
+            for g in groups
+            if any(
+                np.all(np.abs(mean[c] - mean[k]) <= _APART * np.hypot(std[c], std[k]) + 1e-12)
+                for k in g
+            )
+        ]
+        groups = [g for g in groups if g not in near] + [[*sum(near, list[int]()), c]]
+    return tuple(sorted((tuple(g) for g in groups), key=lambda g: (-len(g), g)))
