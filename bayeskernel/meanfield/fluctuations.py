@@ -40,7 +40,7 @@ from bayeskernel.meanfield.free_energy import (
     to_kernel,
     whitened_free_energy,
 )
-from bayeskernel.meanfield.gaussian import dense_hessian, symmetric_basis
+from bayeskernel.meanfield.gaussian import cholesky, dense_hessian, symmetric_basis
 from bayeskernel.meanfield.homotopy import Solution
 from bayeskernel.meanfield.saddle import (
     Problem,
@@ -93,12 +93,11 @@ def gaussian_fluctuations(Q: Floats, problem: LinearProblem) -> Fluctuations:
         raise FluctuationError(
             f"fluctuations need a kernel of rank <= 64, this one has rank {size}"
         )
-    factor = jnp.linalg.cholesky(jnp.asarray(Q))
-    basis = jnp.asarray(symmetric_basis(size))
-    hessian = np.asarray(dense_hessian(factor, basis, problem))
+    factor, basis = cholesky(Q), symmetric_basis(size)
+    hessian = dense_hessian(factor, basis, problem)
     if np.linalg.eigvalsh(hessian)[0] <= 0:
         raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
-    variance, shift = _expand(factor, jnp.asarray(hessian), basis, problem)
+    variance, shift = _expand(*(jnp.asarray(a) for a in (factor, hessian, basis)), problem)
     kernel = to_kernel(jnp.asarray(Q), problem)
     given = np.asarray(output_variance(kernel, problem))
     of_kernel, of_output = np.split(np.stack([variance, shift]), [kernel.size], axis=1)

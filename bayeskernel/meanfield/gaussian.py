@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,7 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal, lu_factor, lu_solve
 from scipy.optimize import minimize as scipy_minimise
 
-from bayeskernel.meanfield.free_energy import (
-    LinearProblem,
-    data_energy,
-    to_kernel,
-    whitened_free_energy,
-)
+from bayeskernel.meanfield.free_energy import LinearProblem, data_energy, to_kernel
 
 Floats = NDArray[np.float64]
 
@@ -98,44 +93,48 @@ def minimise(
     progress: Progress | None = None,
 ) -> Stationary:
     """Follow F downhill from ``start`` (whitened, (size, size)) to a stationary point."""
-    factor = jnp.linalg.cholesky(jnp.asarray(start))
+    factor, zero = cholesky(start), np.zeros_like(start)
     largest = np.sqrt(start.shape[0])
     radius, status, steps = min(1.0, largest), Status.MAX_STEPS, 0
+    value, gradient, _ = second_order(factor, zero, problem)
     for steps in range(max_steps + 1):
-        step = _newton_step(factor, radius, tolerance, problem)
+        residual = 2 * float(np.max(np.abs(gradient)))
         if progress is not None:
-            progress("Newton", steps, float(step.residual))
-        if not 0 <= step.residual < np.inf:
+            progress("Newton", steps, residual)
+        if not residual < np.inf:
             status = Status.BREAKDOWN
-            break
-        if step.residual < tolerance:
+        elif residual < tolerance:
             status = Status.CONVERGED
+        if status is not Status.MAX_STEPS or steps == max_steps:
             break
-        gain = float(step.actual / step.predicted) if step.predicted > 0 else -1.0
+        step, predicted = _truncated_newton(factor, gradient, radius, problem)
+        trial, length = cholesky(retract(factor, step)), float(np.linalg.norm(step))
+        new_value, new_gradient, _ = second_order(trial, zero, problem)
+        gain = (value - new_value) / predicted if predicted > 0 else -1.0
         # Close to the minimum both decreases drown in the rounding errors of F.
-        if 0 < step.predicted < 1e-12 * (1 + abs(step.value)) and np.isfinite(step.actual):
+        if 0 < predicted < 1e-12 * (1 + abs(value)) and np.isfinite(new_value):
             gain = 1.0
         if gain > 0.05:
-            factor = step.factor
+            factor, value, gradient = trial, new_value, new_gradient
         if not gain >= 0.25:
-            radius = 0.25 * min(radius, float(step.length))
-        elif gain > 0.75 and step.length > 0.9 * radius:
+            radius = 0.25 * min(radius, length)
+        elif gain > 0.75 and length > 0.9 * radius:
             radius = min(2 * radius, largest)
         if radius < _SMALLEST_RADIUS:
             status = Status.STALLED
             break
-    curvature, direction = float("nan"), np.zeros_like(start)
+    curvature, direction = float("nan"), zero
     if status is not Status.BREAKDOWN:
         curvature, direction = lowest_curvature(factor, problem)
-    return Stationary(
-        np.asarray(factor @ factor.T),
-        float(step.value),
-        float(step.residual),
-        curvature,
-        direction,
-        steps,
-        status,
-    )
+    return Stationary(factor @ factor.T, value, residual, curvature, direction, steps, status)
+
+
+def cholesky(matrix: Floats) -> Floats:
+    """Lower factor, NaN where there is none."""
+    try:
+        return np.asarray(np.linalg.cholesky(matrix), np.float64)
+    except np.linalg.LinAlgError:
+        return np.full_like(matrix, np.nan)
 
 
 def all_branches(
@@ -172,9 +171,8 @@ def all_branches(
             continue
         found.append(point)
         if point.curvature < -_FLAT:
-            factor = jnp.linalg.cholesky(jnp.asarray(point.Q))
-            for sign in (0.5, -0.5):
-                queue.append(np.asarray(retract(factor, sign * point.direction)))
+            factor = cholesky(point.Q)
+            queue += [retract(factor, sign * point.direction) for sign in (0.5, -0.5)]
     # A converged branch always goes before one that is not, whatever its free energy.
     return sorted(
         found, key=lambda p: (p.status is not Status.CONVERGED, np.nan_to_num(p.free_energy))
@@ -186,10 +184,14 @@ def is_stable(point: Stationary) -> bool:
     return point.curvature >= -_FLAT
 
 
-def retract(factor: jax.Array | Floats, xi: jax.Array | Floats) -> jax.Array:
+def retract(factor: Floats, xi: Floats) -> Floats:
     """L (1 + xi + xi^2 / 2) L^T."""
-    middle = jnp.eye(factor.shape[0], dtype=factor.dtype) + xi + xi @ xi / 2
-    return jnp.asarray(factor @ middle @ factor.T)
+    return np.asarray(factor @ _exponential(xi) @ factor.T)
+
+
+def _exponential(xi: Any) -> Any:
+    """1 + xi + xi^2 / 2, of arrays of NumPy or JAX."""
+    return np.eye(len(xi)) + xi + xi @ xi / 2
 
 
 def approach(
@@ -239,15 +241,6 @@ def _data_gradient(M: jax.Array, problem: LinearProblem) -> tuple[jax.Array, jax
     return jax.value_and_grad(value)(M)
 
 
-class _Step(NamedTuple):
-    factor: jax.Array
-    value: jax.Array
-    residual: jax.Array
-    length: jax.Array
-    predicted: jax.Array
-    actual: jax.Array
-
-
 def _symmetric(matrix: jax.Array) -> jax.Array:
     return (matrix + matrix.T) / 2
 
@@ -260,87 +253,62 @@ def _local(factor: jax.Array, problem: LinearProblem) -> Callable[[jax.Array], j
         xi = _symmetric(xi)
         prior_part = (jnp.trace(gram) + jnp.sum(gram * (xi + xi @ xi / 2)) - jnp.trace(xi)) / 2
         prior_part -= jnp.sum(jnp.log(jnp.diag(factor))) + factor.shape[0] / 2
-        kernel = to_kernel(retract(factor, xi), problem)
+        kernel = to_kernel(factor @ _exponential(xi) @ factor.T, problem)
         return prior_part + problem.data_weight * data_energy(kernel, problem)
 
     return value
 
 
 @jax.jit
-def _newton_step(
-    factor: jax.Array, radius: float, tolerance: float, problem: LinearProblem
-) -> _Step:
-    local = _local(factor, problem)
-    origin = jnp.zeros_like(factor)
-    value, gradient = jax.value_and_grad(local)(origin)
-    _, hessian = jax.linearize(jax.grad(local), origin)
-    residual = 2 * jnp.max(jnp.abs(gradient))
-    xi, predicted = _truncated_newton(gradient, hessian, radius, residual < tolerance)
-    Q = retract(factor, xi)
-    trial = whitened_free_energy(Q, problem)
-    return _Step(
-        jnp.linalg.cholesky(Q),
-        value,
-        residual,
-        jnp.linalg.norm(xi),
-        predicted,
-        value - trial,
-    )
+def _second_order(
+    factor: jax.Array, v: jax.Array, problem: LinearProblem
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    at = jax.value_and_grad(_local(factor, problem))
+    (value, gradient), (_, product) = jax.jvp(at, (jnp.zeros_like(factor),), (v,))
+    return value, gradient, product
+
+
+def second_order(factor: Floats, v: Floats, problem: LinearProblem) -> tuple[float, Floats, Floats]:
+    """F at Q = L L^T, its gradient in xi, and its Hessian applied to a symmetric matrix v.
+
+    All that is compiled: the rest of the solver calls it.
+    """
+    value, gradient, product = _second_order(jnp.asarray(factor), jnp.asarray(v), problem)
+    return float(value), np.asarray(gradient), np.asarray(product)
 
 
 def _truncated_newton(
-    gradient: jax.Array,
-    hessian: Callable[[jax.Array], jax.Array],
-    radius: float,
-    converged: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Steihaug's conjugate gradients: minimise g.p + p.H.p/2 within |p| <= radius."""
-    target = jnp.minimum(0.1, jnp.sqrt(jnp.linalg.norm(gradient))) * jnp.linalg.norm(gradient)
-    most = min(gradient.shape[0] ** 2 + 10, 300)
+    factor: Floats, gradient: Floats, radius: float, problem: LinearProblem
+) -> tuple[Floats, float]:
+    """Steihaug's conjugate gradients: minimise g.p + p.H.p/2 within |p| <= radius.
 
-    class State(NamedTuple):
-        p: jax.Array
-        Hp: jax.Array
-        r: jax.Array
-        d: jax.Array
-        iteration: jax.Array
-        done: jax.Array
-
-    def body(s: State) -> State:
-        Hd = hessian(s.d)
-        curvature, rr = jnp.sum(s.d * Hd), jnp.sum(s.r**2)
-        alpha = rr / curvature
-        outside = (curvature <= 0) | (jnp.linalg.norm(s.p + alpha * s.d) >= radius)
-        alpha = jnp.where(outside, _to_boundary(s.p, s.d, radius), alpha)
-        r = s.r + alpha * Hd
-        d = -r + jnp.sum(r**2) / rr * s.d
-        done = outside | (jnp.linalg.norm(r) <= target)
-        return State(s.p + alpha * s.d, s.Hp + alpha * Hd, r, d, s.iteration + 1, done)
-
-    zero = jnp.zeros_like(gradient)
-    start = State(zero, zero, gradient, -gradient, jnp.array(0), converged)
-    end = jax.lax.while_loop(lambda s: ~s.done & (s.iteration < most), body, start)
-    return end.p, -jnp.sum(end.p * gradient) - jnp.sum(end.p * end.Hp) / 2
+    Returns the step and the decrease it should bring.
+    """
+    norm = float(np.linalg.norm(gradient))
+    target, most = min(0.1, np.sqrt(norm)) * norm, min(gradient.size + 10, 300)
+    p = Hp = np.zeros_like(gradient)
+    r, d = gradient, -gradient
+    for _ in range(most):
+        Hd = second_order(factor, d, problem)[2]
+        curvature, rr = np.sum(d * Hd), np.sum(r**2)
+        outside = curvature <= 0 or np.linalg.norm(p + rr / curvature * d) >= radius
+        alpha = _to_boundary(p, d, radius) if outside else rr / curvature
+        p, Hp, r = p + alpha * d, Hp + alpha * Hd, r + alpha * Hd
+        if outside or np.linalg.norm(r) <= target:
+            break
+        d = -r + np.sum(r**2) / rr * d
+    return p, float(-np.sum(p * gradient) - np.sum(p * Hp) / 2)
 
 
-def _to_boundary(p: jax.Array, d: jax.Array, radius: float) -> jax.Array:
-    dd, pd, gap = jnp.sum(d**2), jnp.sum(p * d), radius**2 - jnp.sum(p**2)
-    return (-pd + jnp.sqrt(jnp.maximum(pd**2 + dd * gap, 0))) / dd
+def _to_boundary(p: Floats, d: Floats, radius: float) -> float:
+    dd, pd, gap = np.sum(d**2), np.sum(p * d), radius**2 - np.sum(p**2)
+    return float((-pd + np.sqrt(max(pd**2 + dd * gap, 0.0))) / dd)
 
 
-@jax.jit
-def hessian_vector(factor: jax.Array, v: jax.Array, problem: LinearProblem) -> jax.Array:
-    """Hessian of F in xi at Q = L L^T applied to a symmetric matrix v."""
-    local = _local(factor, problem)
-    return jax.jvp(jax.grad(local), (jnp.zeros_like(factor),), (v,))[1]
-
-
-@jax.jit
-def dense_hessian(factor: jax.Array, basis: Floats, problem: LinearProblem) -> jax.Array:
+def dense_hessian(factor: Floats, basis: Floats, problem: LinearProblem) -> Floats:
     """Hessian of F in xi on an orthonormal basis (m, size, size) of the symmetric matrices."""
-    _, hessian = jax.linearize(jax.grad(_local(factor, problem)), jnp.zeros_like(factor))
-    columns = jax.lax.map(hessian, jnp.asarray(basis), batch_size=64)
-    dense = jnp.einsum("mij,nij->mn", jnp.asarray(basis), columns)
+    columns = np.stack([second_order(factor, b, problem)[2] for b in basis])
+    dense = basis.reshape(len(basis), -1) @ columns.reshape(len(basis), -1).T
     return (dense + dense.T) / 2
 
 
@@ -355,7 +323,7 @@ def symmetric_basis(size: int) -> Floats:
     return basis
 
 
-def lowest_curvature(factor: jax.Array, problem: LinearProblem) -> tuple[float, Floats]:
+def lowest_curvature(factor: Floats, problem: LinearProblem) -> tuple[float, Floats]:
     """Lowest eigenvalue of the Hessian in xi and its eigenvector (size, size) of unit norm."""
     size = factor.shape[0]
     count = size * (size + 1) // 2
@@ -366,7 +334,7 @@ def lowest_curvature(factor: jax.Array, problem: LinearProblem) -> tuple[float, 
     return _lanczos(factor, problem)
 
 
-def _lanczos(factor: jax.Array, problem: LinearProblem) -> tuple[float, Floats]:
+def _lanczos(factor: Floats, problem: LinearProblem) -> tuple[float, Floats]:
     """Lowest Ritz pair after at most `_KRYLOV` Hessian products, with full reorthogonalisation."""
     size = factor.shape[0]
     v = np.random.default_rng(0).normal(size=(size, size))
@@ -374,7 +342,7 @@ def _lanczos(factor: jax.Array, problem: LinearProblem) -> tuple[float, Floats]:
     v = v + v.T
     for _ in range(_KRYLOV):
         basis.append(v / np.linalg.norm(v))
-        w = np.array(hessian_vector(factor, jnp.asarray(basis[-1]), problem))
+        w = second_order(factor, basis[-1], problem)[2]
         w = (w + w.T) / 2
         diagonal.append(float(np.sum(w * basis[-1])))
         for b in basis:

@@ -19,8 +19,10 @@ from bayeskernel.meanfield.saddle import (
     Expansion,
     Point,
     Problem,
+    completed,
     entries,
     expand,
+    matrix,
     moved_by,
     pivot_kernels,
     units,
@@ -41,10 +43,11 @@ Floats = NDArray[np.float64]
 # Fewest and most particles while the signal is raised; least and most snapshots of them in the last
 # cloud, and how many numbers its statistics may hold.
 _PARTICLES = (4096, 16384)
-_SNAPSHOTS = (4, 48)
+_SNAPSHOTS = (4, 16)
 _STATISTICS = 15_000_000
 # A Newton step may move kernels by this many standard deviations of one unit.
 _RADIUS = 0.5
+_SMALLEST_RADIUS = 1e-3
 # On the way down, the least curvature a step counts on, so that flat directions are not overshot.
 _FLATTEST = 0.02
 # How far a saddle is left along its unstable direction, in the same unit as the radius.
@@ -99,9 +102,9 @@ def start(problem: Problem, rng: np.random.Generator) -> Point:
     prior = prior_recursion(problem.phi, problem.data.map_)
     m = entries(prior.reshape(problem.size, -1), problem)
     clouds: list[Cloud] = []
-    for reduction, K in zip(problem.reduction, pivot_kernels(m, problem), strict=True):
+    for group, K in zip(problem.groups, pivot_kernels(m, problem), strict=True):
         if len(K) <= GRID_DIMENSIONS:
-            clouds.append(grid(problem.phi, reduction, K))
+            clouds.append(grid(problem.phi, group.reduction, K))
         else:
             clouds.append(prior_particles(len(K), _particles(problem), rng))
     return Point(m, np.zeros_like(m), tuple(clouds), symmetric=True)
@@ -117,7 +120,7 @@ def from_draws(
     point, flat = Point(m, Ct, (), symmetric), h.reshape(len(h), -1)
     clouds: list[Cloud] = []
     for unit, group in zip(units(point, problem), problem.groups, strict=True):
-        now = flat[:, list(group.pivots)]
+        now = flat[:, group.pivots]
         if len(group.pivots) <= GRID_DIMENSIONS:
             clouds.append(grid(problem.phi, unit.sites, now.T @ now / len(now)))
         else:
@@ -152,7 +155,7 @@ def descend(
 ) -> tuple[Point, Expansion, Status]:
     """Newton's method; clouds follow the law unless ``frozen``."""
     radius, best, first = _RADIUS, np.inf, np.inf
-    at = _NOTHING
+    at, reached = _NOTHING, None
     for step in range(max_steps + 1):
         try:
             at = expand(point, problem)
@@ -160,19 +163,25 @@ def descend(
                 point = refresh(point, problem, rng)
                 at = expand(point, problem)
         except np.linalg.LinAlgError:
-            return point, at, Status.BREAKDOWN
-        first = min(first, max(1.0, at.residual))
-        if report is not None:
-            report(step, at.residual)
-        if at.residual < tolerance:
-            return point, at, Status.CONVERGED
+            # The step left the domain: back, and take a shorter one.
+            radius /= 4
+            if reached is None or radius < _SMALLEST_RADIUS:
+                return point, at, Status.BREAKDOWN
+            point, at = reached
+        else:
+            first = min(first, max(1.0, at.residual))
+            if report is not None:
+                report(step, at.residual)
+            if at.residual < tolerance:
+                return point, at, Status.CONVERGED
+            if not at.residual < _RUNAWAY * first:
+                return point, at, Status.DIVERGED
+            # Overshooting shows as a growing residual.
+            radius = radius / 2 if at.residual > 2 * best else min(_RADIUS, 1.5 * radius)
+            best = min(best, at.residual) if at.residual <= 2 * best else at.residual
+            reached = point, at
         if step == max_steps:
             break
-        if not at.residual < _RUNAWAY * first:
-            return point, at, Status.DIVERGED
-        # Overshooting shows as a growing residual.
-        radius = radius / 2 if at.residual > 2 * best else min(_RADIUS, 1.5 * radius)
-        best = min(best, at.residual) if at.residual <= 2 * best else at.residual
         change, conjugate = newton_step(at, downhill=downhill, radius=radius)
         if (
             point.symmetric
@@ -252,6 +261,7 @@ def follow(
 def polish(
     point: Point,
     problem: Problem,
+    every_entry: Problem,
     rng: np.random.Generator,
     *,
     reached: Status,
@@ -260,14 +270,17 @@ def polish(
     downhill: bool = True,
     progress: Progress | None = None,
 ) -> Solution:
-    """Converge on clouds of full size and tell how far to trust the result."""
+    """Converge on clouds of full size and tell how far to trust the result.
+
+    Solved for are the entries of ``problem``; the solution has those of ``every_entry``.
+    """
     if reached is not Status.CONVERGED:
-        return _failed(point, _NOTHING, reached)
+        return _failed(point, _NOTHING, reached, problem, every_entry)
     report = None if progress is None else partial(progress, "polish")
     options: dict[str, Any] = {"max_steps": max_steps, "downhill": downhill, "report": report}
     point, at, status = descend(point, problem, rng, tolerance=_ROUGHLY, **options)
     if status is not Status.CONVERGED:
-        return _failed(point, at, status)
+        return _failed(point, at, status, problem, every_entry)
     point = refresh(point, problem, rng, transitions=10)
     point = refresh(point, problem, rng, transitions=5, snapshots=_snapshots(problem))
     if not problem.phi.smooth:
@@ -282,7 +295,8 @@ def polish(
             refresh(point, problem, rng), problem, rng, tolerance=tolerance, frozen=True, **options
         )
     if status in (Status.BREAKDOWN, Status.DIVERGED):
-        return _failed(point, at, status)
+        return _failed(point, at, status, problem, every_entry)
+    point, problem = completed(point, problem, every_entry), every_entry
     at = expand(point, problem, noise=True)
     return Solution(
         point,
@@ -301,19 +315,23 @@ def polish(
     )
 
 
-def _failed(point: Point, at: Expansion, status: Status) -> Solution:
-    error = np.full((len(point.m),) * 2, np.nan)
+def _failed(
+    point: Point, at: Expansion, status: Status, problem: Problem, every_entry: Problem
+) -> Solution:
+    m, conjugate = (entries(matrix(a, problem), every_entry) for a in (point.m, point.conjugate))
+    point = point._replace(m=m, conjugate=conjugate)
+    error = np.full((len(m),) * 2, np.nan)
     return Solution(point, at, np.nan, at.residual, np.nan, error, np.nan, status)
 
 
 def _particles(problem: Problem) -> int:
     """Enough to invert the covariance of their statistics."""
-    most = max(len(g.sites) * (len(g.sites) + 1) // 2 for g in problem.groups)
+    most = max(len(g.pairs.first) for g in problem.groups)
     return int(np.clip(5 * most, *_PARTICLES))
 
 
 def _snapshots(problem: Problem) -> int:
-    most = max(len(g.sites) * (len(g.sites) + 1) for g in problem.groups)
+    most = max(1, *(len(g.pairs.first) + len(g.moving.first) for g in problem.groups))
     return int(np.clip(_STATISTICS // (most * _particles(problem)), *_SNAPSHOTS))
 
 

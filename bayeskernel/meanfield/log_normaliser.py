@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import cho_solve
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
+from scipy.linalg import block_diag, solve_triangular
 
 from bayeskernel.activations import Activation
 from bayeskernel.meanfield.single_unit import (
@@ -78,9 +78,11 @@ def derivatives(
 
 
 def _on_grid(cloud: Grid, unit: Unit, *, second: bool) -> Derivatives:
-    at, n = law(cloud, unit), len(all_pairs(len(unit.Ct)).first)
-    mean, covariance, _ = _moments(at, [_pairs_of(at.phi), _pairs_of(cloud.h)], second=second)
-    parts = _precision(jnp.asarray(unit.K), jnp.asarray(mean[n:]))
+    at, n = law(cloud, unit), len(unit.pairs.first)
+    everything = all_pairs(len(unit.K))
+    statistics = [_products(at.phi, unit.pairs), _products(cloud.h, everything)]
+    mean, covariance, _ = _moments(at, statistics, second=second)
+    parts = _precision(jnp.asarray(unit.K), jnp.asarray(mean[n:]), unit.moving)
     jacobian, hessian, log_det = (np.asarray(part) for part in parts)
     return Derivatives(
         at.log_normaliser,
@@ -90,31 +92,31 @@ def _on_grid(cloud: Grid, unit: Unit, *, second: bool) -> Derivatives:
         covariance[:n, n:] @ jacobian,
         jacobian.T @ covariance[n:, n:] @ jacobian + hessian,
         1.0,
-        np.zeros((len(mean), len(mean))),
+        np.zeros((n + len(log_det),) * 2),
     )
 
 
 def _on_particles(cloud: Particles, unit: Unit, *, noise: bool, second: bool) -> Derivatives:
-    at, n = law(cloud, unit), len(all_pairs(len(unit.Ct)).first)
+    at, n = law(cloud, unit), len(unit.pairs.first)
     factor = np.asarray(np.linalg.cholesky(unit.K), np.float64)
-    root = unit.sites.spread @ factor
+    # K of the first pivots is fixed, and so are their nodes.
+    fixed = int(np.min(unit.moving.first, initial=len(factor)))
+    root, z = (unit.sites.spread @ factor)[:, fixed:], cloud.z[:, fixed:]
     first, bent = slopes(unit.phi, at.h)
     pull = (first * (at.phi @ unit.Ct)) @ root
     # In X = L^-1 dK L^-T node i moves by L tril(X) z_i, its diagonal halved.
-    mean, covariance, error = _moments(
-        at, [_pairs_of(at.phi), _lower_of(pull, cloud.z)], second=second, noise=noise
-    )
-    whiten = _whitening(factor, all_pairs(len(factor)))
+    statistics = [_products(at.phi, unit.pairs), _lower_of(pull, z)]
+    mean, covariance, error = _moments(at, statistics, second=second, noise=noise, rough=True)
+    whiten = _whitening(factor, fixed, unit.moving)
     slope = whiten.T @ mean[n:]
     if not second:
         none = np.zeros((0, 0))
         return Derivatives(at.log_normaliser, mean[:n], slope, none, none, none, at.effective, none)
     some = slice(None, None, max(1, len(cloud.z) // _HESSIAN_PARTICLES))
     share = at.weights[some] / at.weights[some].sum()
-    nodes = _Nodes(cloud.z[some], at.phi[some], first[some], bent[some], share)
-    turn, bend = _motion(nodes, root, unit.Ct)
-    both = np.eye(len(mean))
-    both[n:, n:] = whiten
+    nodes = _Nodes(z[some], at.phi[some], first[some], bent[some], share)
+    turn, bend = _motion(nodes, root, unit)
+    both = block_diag(np.eye(n), whiten)
     return Derivatives(
         at.log_normaliser,
         mean[:n],
@@ -130,8 +132,7 @@ def _on_particles(cloud: Particles, unit: Unit, *, noise: bool, second: bool) ->
 _Statistic = tuple[Floats, Floats, Pairs, Floats]
 
 
-def _pairs_of(values: Floats) -> _Statistic:
-    pairs = all_pairs(values.shape[1])
+def _products(values: Floats, pairs: Pairs) -> _Statistic:
     return values, values, pairs, np.ones(len(pairs.first))
 
 
@@ -142,9 +143,17 @@ def _lower_of(pull: Floats, z: Floats) -> _Statistic:
 
 
 def _moments(
-    at: Law, statistics: list[_Statistic], *, second: bool, noise: bool = False
+    at: Law,
+    statistics: list[_Statistic],
+    *,
+    second: bool,
+    noise: bool = False,
+    rough: bool = False,
 ) -> tuple[Floats, Floats, Floats]:
-    """Mean and covariance of products over q, and the covariance of the means over clouds."""
+    """Mean and covariance of products over q, and the covariance of the means over clouds.
+
+    Where covariances are samples anyway, they may be ``rough``: single precision is twice as fast.
+    """
 
     def values(chunk: slice) -> Floats:
         return np.concatenate(
@@ -157,30 +166,34 @@ def _moments(
     covariance, error = np.zeros((size, size)), np.zeros((size, size))
     for chunk in chunks if second else ():
         rooted = (values(chunk) - mean) * np.sqrt(at.weights[chunk])[:, None]
+        if rough:
+            rooted = rooted.astype(np.float32)
         covariance += rooted.T @ rooted
         if noise:
-            rooted *= np.sqrt(at.weights[chunk])[:, None]
+            rooted = rooted * np.sqrt(at.weights[chunk])[:, None]
             error += rooted.T @ rooted
     return mean, covariance, error
 
 
 @jax.jit
-def _precision(K: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Derivatives in the entries k of K of the natural parameters -K^-1 / 2 of h h.
+def _precision(
+    K: jax.Array, mean: jax.Array, moving: Pairs
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Derivatives in entries k of K of the natural parameters -K^-1 / 2 of h h.
 
     Returns their Jacobian, the Hessian of mean . natural - ln det K / 2, the gradient of ln det K / 2.
     """
     pairs = all_pairs(len(K))
 
     def parts(k: jax.Array) -> tuple[jax.Array, jax.Array]:
-        full = jnp.zeros_like(K).at[pairs.first, pairs.second].set(k)
-        full = full.at[pairs.second, pairs.first].set(k)
+        full = K.at[moving.first, moving.second].set(k)
+        full = full.at[moving.second, moving.first].set(k)
         factor = jnp.linalg.cholesky(full)
         inverse = cho_solve((factor, True), jnp.eye(len(K)))
         natural = -pairs.multiplicity * inverse[pairs.first, pairs.second]
         return jnp.asarray(natural), jnp.sum(jnp.log(jnp.diag(factor)))
 
-    k = K[pairs.first, pairs.second]
+    k = K[moving.first, moving.second]
     natural = jax.jacfwd(lambda k: parts(k)[0])(k)
     hessian = jax.hessian(lambda k: mean @ parts(k)[0] - parts(k)[1])(k)
     return jnp.asarray(natural), jnp.asarray(hessian), jax.grad(lambda k: parts(k)[1])(k)
@@ -194,14 +207,14 @@ class _Nodes(NamedTuple):
     weights: Floats
 
 
-def _motion(at: _Nodes, root: Floats, Ct: Floats) -> tuple[Floats, Floats]:
+def _motion(at: _Nodes, root: Floats, unit: Unit) -> tuple[Floats, Floats]:
     """Means over nodes of what changes as nodes move with X, h = root chol(1 + X) z.
 
     Returns <d(phi phi)/dX> (n, q), and <d^2/dX^2 of phi^T Ct phi / 2> (q, q) at X = 0. To second order
     chol(1 + X) = 1 + H - low(H H^T) with H = low(X), the lower half with its diagonal halved.
     """
     d, r = root.shape
-    pairs, sites = all_pairs(r), all_pairs(d)
+    pairs, sites, Ct = all_pairs(r), unit.pairs, unit.Ct
     halved = pairs.multiplicity
     z = at.weights[:, None] * at.z
     # d phi_i = phi'_i root_ik H_kl z_l.
@@ -246,9 +259,10 @@ def _slopes(phi: Activation, smooth: bool, h: jax.Array) -> tuple[jax.Array, jax
     return first(h), (first(h + _KINK) - first(h - _KINK)) / (2 * _KINK)
 
 
-def _whitening(factor: Floats, pairs: Pairs) -> Floats:
-    """The matrix of dK -> L^-1 dK L^-T between entries, shape (q, q)."""
-    inverse = solve_triangular(factor, np.eye(len(factor)), lower=True)
+def _whitening(factor: Floats, fixed: int, moving: Pairs) -> Floats:
+    """The matrix of dK -> L^-1 dK L^-T: from moving entries to all beyond the fixed ones."""
+    inverse = solve_triangular(factor, np.eye(len(factor)), lower=True)[fixed:]
+    pairs = all_pairs(len(inverse))
     a, b = inverse[pairs.first], inverse[pairs.second]
-    both = a[:, pairs.first] * b[:, pairs.second] + a[:, pairs.second] * b[:, pairs.first]
-    return both * np.where(pairs.first == pairs.second, 0.5, 1.0)
+    i, j = moving
+    return (a[:, i] * b[:, j] + a[:, j] * b[:, i]) * np.where(i == j, 0.5, 1.0)

@@ -77,13 +77,14 @@ class NonlinearTheory(NamedTuple):
         """Start from draws for all patterns and converge on them."""
         point, shape = self.solution.point, np.shape(self.problem.data.map_.input)
         found, h = predict_sampled(point, self.problem, cross_input, new_input)
-        problem, driven = _problems(network, task, sign_symmetry(network, task))
+        problem, driven, core = _problems(network, task, sign_symmetry(network, task))
         C, Ct = (matrix(a, self.driven).reshape(shape) for a in (point.m, point.conjugate))
         nothing = Prediction(found.mean, 0 * found.kernel, 0 * found.cross_kernel)
         joined = found.joined(C), nothing.joined(Ct)
-        begin = from_draws(*joined, h, driven, symmetric=point.symmetric)
+        begin = from_draws(*joined, h, core, symmetric=point.symmetric)
         solution = polish(
             begin,
+            core,
             driven,
             np.random.default_rng(0),
             reached=Status.CONVERGED,
@@ -120,12 +121,13 @@ def solve(
     every_branch: bool = True,
 ) -> Found:
     """Find branches, or the one that raising the signal leads to; 64-bit JAX must be enabled."""
-    problem, driven = _problems(network, task, symmetry)
+    problem, driven, core = _problems(network, task, symmetry)
 
     def finish(reached: tuple[Point, Status], *, downhill: bool = True) -> Solution:
         point, status = reached
         return polish(
             point,
+            core,
             driven,
             rng,
             reached=status,
@@ -135,19 +137,21 @@ def solve(
             progress=progress,
         )
 
-    begin = start(driven, rng)
+    begin = start(core, rng)
     found = list[Solution]()
     if np.any(driven.data.data.targets):
-        raised = follow(begin, driven, _UP, rng, progress)
+        raised = follow(begin, core, _UP, rng, progress)
         found.append(finish(raised))
         exact = all(isinstance(cloud, Grid) for cloud in begin.clouds)
-        if every_branch and len(symmetry.generators) and exact:
-            flat = follow(begin, driven, _UP, rng, progress, leave_saddles=False)
+        # Between independent groups nothing can break.
+        breakable = bool(np.any(core.parity))
+        if every_branch and breakable and exact:
+            flat = follow(begin, core, _UP, rng, progress, leave_saddles=False)
             found.append(finish(flat, downhill=False))
         converged = found[0].status is Status.CONVERGED
-        symmetric = len(symmetry.generators) and found[0].point.symmetric
-        if every_branch and converged and (exact or symmetric):
-            found.append(finish(follow(raised[0], driven, _DOWN, rng, progress)))
+        unbroken = breakable and found[0].point.symmetric
+        if every_branch and converged and (exact or unbroken):
+            found.append(finish(follow(raised[0], core, _DOWN, rng, progress)))
     else:
         found.append(finish((begin, Status.CONVERGED)))
     found = _distinct(found, driven, symmetry)
@@ -165,10 +169,15 @@ def solve(
     )
 
 
-def _problems(network: Network, task: Task, symmetry: SignSymmetry) -> tuple[Problem, Problem]:
-    """The problem, and what data drive of it: nothing in standard scaling."""
+def _problems(
+    network: Network, task: Task, symmetry: SignSymmetry
+) -> tuple[Problem, Problem, Problem]:
+    """The problem; what data drive of it, nothing in standard scaling; what of that is solved for."""
     problem = saddle_problem(network, task, symmetry)
-    return problem, problem if network.scaling == "mean_field" else problem.scaled(0.0)
+    core = saddle_problem(network, task, symmetry, every_entry=False)
+    if network.scaling == "mean_field":
+        return problem, problem, core
+    return problem, problem.scaled(0.0), core.scaled(0.0)
 
 
 def standard_error(solution: Solution, problem: Problem) -> Floats:

@@ -167,5 +167,5 @@ def _training_draws(
     for at, group in zip(laws(point, problem), problem.groups, strict=True):
         # Groups are independent; halves repeat so that noise can be antithetic.
         chosen = np.tile(rng.permutation(resample(at.weights, _DRAWS // 2, rng)), 2)
-        h[:, list(group.sites)], phi[:, list(group.sites)] = at.h[chosen], at.phi[chosen]
+        h[:, group.sites], phi[:, group.sites] = at.h[chosen], at.phi[chosen]
     return h, phi

@@ -35,6 +35,7 @@ from bayeskernel.kernels import (
     kernel_map,
     preactivation_kernel,
     supervision,
+    unshift,
 )
 from bayeskernel.meanfield.free_energy import Data, data_energy, output_log_determinant
 from bayeskernel.meanfield.log_normaliser import derivatives
@@ -64,10 +65,25 @@ _NULL = 1e-11
 
 
 class Group(NamedTuple):
-    """Sites that are correlated under q."""
+    """Sites that are correlated under q.
 
-    sites: tuple[int, ...]
-    pivots: tuple[int, ...]
+    Attributes
+    ----------
+    sites, pivots
+        The sites, and those that the others follow from.
+    reduction
+        How they follow.
+    pairs
+        Entries of C among them, as positions in ``sites``.
+    moving
+        Entries of K that depend on C, as positions in ``pivots``.
+    """
+
+    sites: Ints
+    pivots: Ints
+    reduction: Sites
+    pairs: Pairs
+    moving: Pairs
 
 
 class Problem(NamedTuple):
@@ -81,12 +97,10 @@ class Problem(NamedTuple):
         Definitions of K and S, and the targets.
     groups
         Independent groups of sites.
-    reduction
-        For every group how its sites follow from its pivots.
     pairs
-        Sites of the entries of C, those within groups, group by group.
+        Sites of the entries of C that are solved for, group by group.
     reads
-        dK/dC between entries, the pivots' of K, shape (q, n): K is linear in C.
+        dK/dC between entries, the moving ones of K, shape (q, n): K is linear in C.
     parity, pivot_parity
         What the sign symmetry does to the entries of C (n,) and of K (q,): zero where nothing.
     """
@@ -94,7 +108,6 @@ class Problem(NamedTuple):
     phi: Activation
     data: Data
     groups: tuple[Group, ...]
-    reduction: tuple[Sites, ...]
     pairs: Pairs
     reads: Floats
     parity: Ints
@@ -110,7 +123,7 @@ class Problem(NamedTuple):
         """Which entries of C lie between groups, shape (d, d)."""
         label = np.zeros(self.size, int)
         for i, group in enumerate(self.groups):
-            label[list(group.sites)] = i
+            label[group.sites] = i
         return label[:, None] != label
 
     def scaled(self, factor: float) -> Problem:
@@ -188,28 +201,63 @@ class Expansion(NamedTuple):
         return float(max(np.max(np.abs(p), initial=0.0) for p in parts))
 
 
-def saddle_problem(network: Network, task: Task, symmetry: SignSymmetry) -> Problem:
-    """Collect the arrays of a network on a task; 64-bit JAX must be enabled."""
+def saddle_problem(
+    network: Network, task: Task, symmetry: SignSymmetry, *, every_entry: bool = True
+) -> Problem:
+    """Collect the arrays of a network on a task; 64-bit JAX must be enabled.
+
+    Without ``every_entry`` only entries of C that K or S read are solved for; the others follow.
+    """
     map_, given = kernel_map(network, task), supervision(task)
     steps, patterns = np.shape(map_.input)[:2]
     prior = prior_recursion(network.phi, map_)
     K = np.asarray(preactivation_kernel(jnp.asarray(prior), map_)).reshape(steps * patterns, -1)
-    groups, reduction = list[Group](), list[Sites]()
+    moves, read = _reads_and_read(map_, given)
+    groups = list[Group]()
     for sites in _independent_groups(map_, given):
         found = find_sites(K[np.ix_(sites, sites)])
-        reduction.append(found)
-        groups.append(Group(tuple(sites), tuple(np.asarray(sites)[found.pivots])))
-    pairs = _entries_within([g.sites for g in groups])
-    pivots = _entries_within([g.pivots for g in groups])
+        pivots = sites[found.pivots]
+        pairs = _where(every_entry | read[np.ix_(sites, sites)])
+        groups.append(Group(sites, pivots, found, pairs, _where(moves[np.ix_(pivots, pivots)])))
+    pairs = _at_sites([(g.sites, g.pairs) for g in groups])
+    moving = _at_sites([(g.pivots, g.moving) for g in groups])
     return Problem(
         network.phi,
         Data(map_, given),
         tuple(groups),
-        tuple(reduction),
         pairs,
-        _reads(map_, pairs, pivots),
+        _reads(map_, pairs, moving),
         _parity(pairs, patterns, symmetry),
-        _parity(pivots, patterns, symmetry),
+        _parity(moving, patterns, symmetry),
+    )
+
+
+def _reads_and_read(
+    map_: KernelMap, given: Supervision
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which entries of K depend on C, and which of C are read by K or S; (d, d) each."""
+    shape = np.shape(map_.input)
+    size = shape[0] * shape[1]
+    gain = np.array(np.broadcast_to(map_.recurrent, shape))
+    gain[0] = gain[:, :, 0] = 0  # W first acts at step 2
+    supervised = np.isin(np.arange(size), given.sites)
+    readout = np.broadcast_to(map_.readout, shape).reshape(size, size) > 0
+    read = np.asarray(unshift(jnp.asarray(gain))).reshape(size, size) > 0
+    return gain.reshape(size, size) > 0, read | (readout & np.outer(supervised, supervised))
+
+
+def _where(chosen: NDArray[np.bool_]) -> Pairs:
+    """Positions on and above the diagonal."""
+    everything = all_pairs(len(chosen))
+    keep = chosen[everything.first, everything.second]
+    return Pairs(everything.first[keep], everything.second[keep])
+
+
+def _at_sites(groups: list[tuple[Ints, Pairs]]) -> Pairs:
+    """From positions in groups to sites."""
+    return Pairs(
+        np.concatenate([sites[pairs.first] for sites, pairs in groups]),
+        np.concatenate([sites[pairs.second] for sites, pairs in groups]),
     )
 
 
@@ -220,26 +268,15 @@ def _parity(pairs: Pairs, patterns: int, symmetry: SignSymmetry) -> Ints:
     return np.asarray((1 << np.arange(len(signs))) @ flipped, np.int64)
 
 
-def _entries_within(groups: list[tuple[int, ...]]) -> Pairs:
-    """All pairs of sites within groups."""
-    found = [(np.array(sites, np.int64), all_pairs(len(sites))) for sites in groups]
-    return Pairs(
-        np.concatenate([sites[pairs.first] for sites, pairs in found]),
-        np.concatenate([sites[pairs.second] for sites, pairs in found]),
-    )
-
-
-def _reads(map_: KernelMap, entries: Pairs, pivots: Pairs) -> Floats:
+def _reads(map_: KernelMap, entries: Pairs, moving: Pairs) -> Floats:
     steps, patterns = np.shape(map_.input)[:2]
     at = np.full((steps * patterns,) * 2, -1)
-    at[entries.first, entries.second] = at[entries.second, entries.first] = np.arange(
-        len(entries.first)
-    )
-    first, second = pivots
+    count = np.arange(len(entries.first))
+    at[entries.first, entries.second] = at[entries.second, entries.first] = count
+    first, second = moving
     gain = np.asarray(map_.recurrent)[first // patterns, 0, second // patterns, 0]
-    late = np.flatnonzero((first >= patterns) & (second >= patterns) & (gain > 0))
-    out = np.zeros((len(first), len(entries.first)))
-    out[late, at[first[late] - patterns, second[late] - patterns]] = gain[late]
+    out = np.zeros((len(first), len(count)))
+    out[np.arange(len(first)), at[first - patterns, second - patterns]] = gain
     return out
 
 
@@ -252,7 +289,7 @@ def coupled_steps(map_: KernelMap, given: Supervision) -> NDArray[np.bool_]:
     return np.asarray(read | np.any(np.asarray(map_.input) != 0, axis=(1, 3)))
 
 
-def _independent_groups(map_: KernelMap, given: Supervision) -> list[list[int]]:
+def _independent_groups(map_: KernelMap, given: Supervision) -> list[Ints]:
     """Join steps that share recurrent weights, correlated inputs or a readout with targets."""
     steps, patterns = np.shape(map_.input)[:2]
     joined = np.asarray(map_.recurrent)[:, 0, :, 0] > 0
@@ -262,24 +299,24 @@ def _independent_groups(map_: KernelMap, given: Supervision) -> list[list[int]]:
     joined[:-1, :-1] |= np.asarray(map_.recurrent)[1:, 0, 1:, 0] > 0
     for _ in range(steps):
         joined = joined @ joined
-    groups, seen = list[list[int]](), set[int]()
+    groups, seen = list[Ints](), set[int]()
     for t in range(steps):
         if t not in seen:
             members = np.flatnonzero(joined[t])
             seen |= set(members.tolist())
-            groups.append([int(s) * patterns + a for s in members for a in range(patterns)])
+            groups.append((members[:, None] * patterns + np.arange(patterns)).ravel())
     return groups
 
 
 def matrix(entries: Floats, problem: Problem) -> Floats:
-    """A symmetric (d, d) matrix from entries within groups, zero between them."""
+    """A symmetric (d, d) matrix from the entries solved for, zero elsewhere."""
     out, (first, second) = np.zeros((problem.size, problem.size)), problem.pairs
     out[first, second] = out[second, first] = entries
     return out
 
 
 def entries(kernel: Floats, problem: Problem) -> Floats:
-    """The entries within groups of a (d, d) matrix."""
+    """Those of a (d, d) matrix that are solved for."""
     return kernel[problem.pairs.first, problem.pairs.second]
 
 
@@ -295,10 +332,8 @@ def units(point: Point, problem: Problem) -> list[Unit]:
     """The law of one unit, group by group."""
     Ct = matrix(point.conjugate, problem)
     return [
-        Unit(problem.phi, sites, K, Ct[np.ix_(g.sites, g.sites)])
-        for sites, K, g in zip(
-            problem.reduction, pivot_kernels(point.m, problem), problem.groups, strict=True
-        )
+        Unit(problem.phi, g.reduction, K, Ct[np.ix_(g.sites, g.sites)], g.pairs, g.moving)
+        for K, g in zip(pivot_kernels(point.m, problem), problem.groups, strict=True)
     ]
 
 
@@ -405,6 +440,21 @@ def thinned(point: Point) -> Point:
     return point._replace(clouds=tuple(clouds))
 
 
+def completed(point: Point, core: Problem, problem: Problem) -> Point:
+    """A solution for the entries that are read, with those that follow from it."""
+    m = np.zeros((problem.size, problem.size))
+    for at, group in zip(laws(point, core), core.groups, strict=True):
+        m[np.ix_(group.sites, group.sites)] = (at.phi * at.weights[:, None]).T @ at.phi
+    follow = entries(m, problem)
+    if point.symmetric:
+        follow = np.where(problem.parity, 0, follow)
+    solved = entries(matrix(1.0 + 0 * point.m, core), problem) > 0
+    return point._replace(
+        m=np.where(solved, entries(matrix(point.m, core), problem), follow),
+        conjugate=entries(matrix(point.conjugate, core), problem),
+    )
+
+
 def correction_slope(m: Floats, problem: Problem, *, lazy: bool) -> Floats:
     """Gradient in m of 1/2 sum_o ln det S_o, with the data energy where data act at order 1/N only."""
     value = _correction_slope(jnp.asarray(m), problem.data, problem.pairs, lazy)
@@ -412,7 +462,7 @@ def correction_slope(m: Floats, problem: Problem, *, lazy: bool) -> Floats:
 
 
 def assemble(m: jax.Array, data: Data, index: Pairs) -> jax.Array:
-    """C of shape (T, P, T, P) from entries within groups, zero between them."""
+    """C of shape (T, P, T, P) from the entries solved for, zero elsewhere."""
     shape = np.shape(data.map_.input)
     C = jnp.zeros((shape[0] * shape[1],) * 2).at[index.first, index.second].set(m)
     return C.at[index.second, index.first].set(m).reshape(shape)
@@ -442,7 +492,7 @@ def flip(point: Point, problem: Problem, signs: NDArray[np.int64]) -> Point:
     both = at[:, None] * at
     clouds: list[Cloud] = []
     for cloud, group in zip(point.clouds, problem.groups, strict=True):
-        pivots, sites = at[list(group.pivots)], at[list(group.sites)]
+        pivots, sites = at[group.pivots], at[group.sites]
         if isinstance(cloud, Grid):
             clouds.append(cloud._replace(h=cloud.h * pivots, phi=cloud.phi * sites))
         else:
@@ -460,7 +510,7 @@ def kernel_of(point: Point, problem: Problem) -> Floats:
     if len(problem.groups) > 1 and not problem.phi.odd and _is_positive(point.m, problem):
         mean = np.zeros(len(C))
         for at, group in zip(laws(point, problem), problem.groups, strict=True):
-            mean[list(group.sites)] = at.weights @ at.phi
+            mean[group.sites] = at.weights @ at.phi
         C = np.where(problem.apart, np.outer(mean, mean), C)
     return C.reshape(np.shape(problem.data.map_.input))
 

@@ -124,7 +124,7 @@ Cloud = Grid | Particles
 
 
 class Unit(NamedTuple):
-    """What a group of sites asks of the law of one unit: phi, how sites follow from pivots, K and Ct.
+    """What a group of sites asks of the law of one unit.
 
     Attributes
     ----------
@@ -136,12 +136,18 @@ class Unit(NamedTuple):
         At the pivots, shape (r, r).
     Ct
         Shape (d, d).
+    pairs
+        Entries of phi phi that are asked for.
+    moving
+        Entries of K that can change, in pivots.
     """
 
     phi: Activation
     sites: Sites
     K: Floats
     Ct: Floats
+    pairs: Pairs
+    moving: Pairs
 
 
 class Law(NamedTuple):

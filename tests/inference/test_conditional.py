@@ -64,7 +64,7 @@ def test_training_patterns_predict_themselves(general_task, double):
 
 @pytest.mark.parametrize(
     "activation",
-    [pytest.param("erf", marks=pytest.mark.slow), pytest.param("linear", marks=pytest.mark.long)],
+    [pytest.param("erf", marks=pytest.mark.long), pytest.param("linear", marks=pytest.mark.slow)],
 )
 def test_all_spaces_predict_the_same(activation):
     """Mean and variance of outputs for new patterns, weights against the other spaces."""

@@ -105,7 +105,7 @@ def large_trees(draws):
     [
         (stuck, "chain 2 of 4 hardly moved"),
         (other_branch, r"2 different branches: 0, 1, 2 \| 3"),
-        (drift, "effective draws in bulk of kernel"),
+        (drift, r"effective draws in bulk of .*R-hat 1\.\d+ of"),
         (not_finite, "not finite in chain 1"),
         (diverging, "3 divergent transitions"),
         (slow_energy, "E-BFMI below 0.3 in chains 0, 1, 2, 3"),

@@ -235,12 +235,24 @@ def test_linear_predictions_by_sampling():
     task = bk.tasks.endpoint([[1.0, 0.5]], [4.5], 3)
     new = np.zeros((3, 1, 2))
     new[0, 0] = [1.0, -1.0]
-    exact = bk.solve(network, task).predict(new)
-    sampled = bk.solve(bk.Network(64, lambda h: 1.0 * h, noise=0.5), task).predict(new)
+    gaussian = bk.solve(network, task)
+    general = bk.solve(bk.Network(64, lambda h: 1.0 * h, noise=0.5), task)
+    exact, sampled = gaussian.predict(new), general.predict(new)
     scale = np.abs(exact.kernel).max()
     assert sampled.mean == pytest.approx(exact.mean, abs=0.05)
     assert sampled.kernel == pytest.approx(exact.kernel, abs=0.05 * scale)
     assert sampled.cross_kernel == pytest.approx(exact.cross_kernel, abs=0.03 * scale)
+    joint = bk.solve(
+        network,
+        bk.Task(
+            np.concatenate([task.inputs, new], 1),
+            np.concatenate([task.targets, np.full((3, 1, 1), np.nan)], 1),
+        ),
+    )
+    std = gaussian.predict_std(new)
+    assert std == pytest.approx(joint.output_std()[:, 1:], rel=1e-4)
+    # Particles here, whose fourth moments carry an error of a percent or two.
+    assert general.predict_std(new) == pytest.approx(std, rel=0.05)
 
 
 def test_an_exhausted_solver_says_so():
