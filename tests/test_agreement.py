@@ -139,3 +139,61 @@ def test_one_step_is_exactly_a_bayesian_linear_model():
     shift = float(theory.kernel_shift().squeeze())
     assert mean - float(theory.kernel.squeeze()) == pytest.approx(shift, rel=0.05)
     assert isinstance(theory._fluctuations, Fluctuations)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["erf", "relu"])
+def test_predictions_agree_with_theory(activation):
+    """New patterns at the supervised step: mean and spread, sampled and from theory."""
+    width, new = 512, np.zeros((3, 2, 2))
+    new[0] = [[0.8, -0.6], [1.5, 1.0]]
+    task = bk.tasks.endpoint([[1.0, 0.3], [-0.2, 1.1]], [2.0, -1.0], 3)
+    network = bk.Network(width, activation, noise=0.2)
+    draws = bk.sample(
+        jax.random.key(4),
+        network,
+        task,
+        space="preactivations",
+        keep=("preactivations",),
+        num_warmup=500,
+        num_samples=2000,
+        num_chains=2,
+        progress=False,
+    )
+    found = bk.predict(jax.random.key(1), draws, network, task, new)["output"]
+    outputs = found.isel(step=-1, output_unit=0).to_dataset(name="output")
+    ess = az.ess(outputs)["output"].to_numpy()
+    assert ess.min() > 200
+    theory = bk.solve(network, task)
+    mean, std = theory.predict(new).mean[-1, :, 0], theory.predict_std(new)[-1, :, 0]
+    with jax.enable_x64(True):
+        together = theory._theory.extended(network, *theory._with_patterns(new)).fluctuations()
+    shift = together.output_shift[-1, 2:, 0] / width
+    values = outputs["output"].to_numpy()
+    left_over = shift**2 / np.abs(mean)
+    # The prediction is an average over 16,384 draws of one unit's contribution.
+    sampled = np.sqrt(together.output_std[-1, 2:, 0] ** 2 / 16_384)
+    z = (values.mean((0, 1)) - mean - shift) / np.sqrt(std**2 / ess + left_over**2 + sampled**2)
+    print("mean", np.round(z, 2))
+    assert np.abs(z).max() < 5
+    ratio = values.std((0, 1)) / std - 1
+    error = np.hypot(np.sqrt(1 / (2 * ess.min())), 0.03)
+    print("spread", np.round(ratio / error, 2), np.round(ratio, 3))
+    assert np.abs(ratio / error).max() < 5
+
+
+@pytest.mark.slow
+def test_steps_without_shared_weights_of_a_relu_network():
+    """Kernel entries between independent steps, whose activities have a mean."""
+    task = bk.tasks.endpoint([[1.0]], [2.0], 3)
+    network = bk.Network(256, "relu", "untied", noise=0.2)
+    draws = bk.sample(
+        jax.random.key(8), network, task, num_warmup=500, num_samples=4000, progress=False
+    )
+    cmp = bk.compare(draws, bk.solve(network, task))
+    assert cmp.table["ess"].min() > 400
+    assert cmp.agrees, cmp.verdict
+    assert np.abs(corrected_z(cmp)).max() < 5
+    kernels = draws["posterior"]["kernel"].to_numpy()
+    expected = cmp.theory.kernel_std()
+    assert kernels.std(axis=(0, 1)) == pytest.approx(expected, rel=0.15)

@@ -159,17 +159,16 @@ def _expand(
 
 
 def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -> Fluctuations:
-    """Expand around a saddle point in (C, Ct) of a nonlinear network; 64-bit JAX must be enabled."""
+    """Expand around a saddle point in (C, Ct) of a nonlinear network; 64-bit JAX must be enabled.
+
+    Activities of independent groups must have mean zero: phi is odd, or there is one group.
+    """
     at = solution.expansion
     if solution.curvature <= 0:
         raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
     if at.unit.shape[1] > _MOST_ENTRIES:
         raise FluctuationError(
             f"fluctuations need at most {_MOST_ENTRIES} kernel entries, this one has {at.unit.shape[1]}"
-        )
-    if len(driven.groups) > 1 and not driven.phi.odd:
-        raise FluctuationError(
-            "fluctuations between independent steps are derived for odd activations only"
         )
     m = solution.point.m
     # Columns w with w w^T = N cov m.

@@ -51,6 +51,8 @@ class NonlinearTheory(NamedTuple):
 
     Attributes
     ----------
+    network, task
+        What was solved.
     problem
         With the targets as they are.
     driven
@@ -59,13 +61,19 @@ class NonlinearTheory(NamedTuple):
         The best branch.
     """
 
+    network: Network
+    task: Task
     problem: Problem
     driven: Problem
     solution: Solution
 
     def fluctuations(self) -> Fluctuations:
-        """Expand around the solution."""
-        return saddle_fluctuations(self.solution, self.driven, self.problem)
+        """Expand around the solution; where activities have a mean, around that of all steps together."""
+        if len(self.driven.groups) == 1 or self.problem.phi.odd:
+            return saddle_fluctuations(self.solution, self.driven, self.problem)
+        shape = np.shape(self.problem.data.map_.input)
+        nothing = np.zeros((shape[0], 0, *shape[2:])), np.zeros((shape[0], 0, shape[0], 0))
+        return self.extended(self.network, self.task, *nothing).fluctuations()
 
     def predict(self, cross_input: Floats, new_input: Floats) -> Prediction:
         """Draw pre-activations of new patterns given those of the training patterns."""
@@ -77,8 +85,14 @@ class NonlinearTheory(NamedTuple):
         """Start from draws for all patterns and converge on them."""
         point, shape = self.solution.point, np.shape(self.problem.data.map_.input)
         found, h = predict_sampled(point, self.problem, cross_input, new_input)
-        problem, driven, core = _problems(network, task, sign_symmetry(network, task))
-        C, Ct = (matrix(a, self.driven).reshape(shape) for a in (point.m, point.conjugate))
+        problem, driven, core = _problems(
+            network,
+            task,
+            sign_symmetry(network, task),
+            one_group=not network.phi.odd,
+        )
+        C = kernel_of(point, self.driven)
+        Ct = matrix(point.conjugate, self.driven).reshape(shape)
         nothing = Prediction(found.mean, 0 * found.kernel, 0 * found.cross_kernel)
         joined = found.joined(C), nothing.joined(Ct)
         begin = from_draws(*joined, h, core, symmetric=point.symmetric)
@@ -92,8 +106,8 @@ class NonlinearTheory(NamedTuple):
             max_steps=_MAX_STEPS,
         )
         if solution.status is not Status.CONVERGED:
-            raise FluctuationError(f"new patterns: {solution.status}")
-        return NonlinearTheory(problem, driven, solution)
+            raise FluctuationError(f"all patterns together: {solution.status}")
+        return NonlinearTheory(network, task, problem, driven, solution)
 
     def moments(self) -> tuple[Floats, Floats]:
         """<phi h^T> and <h h^T>; different groups are independent and, phi being odd, uncorrelated."""
@@ -165,16 +179,18 @@ def solve(
         np.asarray(mean_output(jnp.asarray(kernel), problem.data)),
         standard_error(best, driven).reshape(kernel.shape),
         float(best.free_energy_error),
-        NonlinearTheory(problem, driven, best),
+        NonlinearTheory(network, task, problem, driven, best),
     )
 
 
 def _problems(
-    network: Network, task: Task, symmetry: SignSymmetry
+    network: Network, task: Task, symmetry: SignSymmetry, *, one_group: bool = False
 ) -> tuple[Problem, Problem, Problem]:
     """The problem; what data drive of it, nothing in standard scaling; what of that is solved for."""
-    problem = saddle_problem(network, task, symmetry)
-    core = saddle_problem(network, task, symmetry, every_entry=False)
+    problem, core = (
+        saddle_problem(network, task, symmetry, every_entry=every, one_group=one_group)
+        for every in (True, False)
+    )
     if network.scaling == "mean_field":
         return problem, problem, core
     return problem, problem.scaled(0.0), core.scaled(0.0)

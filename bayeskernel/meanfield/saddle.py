@@ -202,11 +202,17 @@ class Expansion(NamedTuple):
 
 
 def saddle_problem(
-    network: Network, task: Task, symmetry: SignSymmetry, *, every_entry: bool = True
+    network: Network,
+    task: Task,
+    symmetry: SignSymmetry,
+    *,
+    every_entry: bool = True,
+    one_group: bool = False,
 ) -> Problem:
     """Collect the arrays of a network on a task; 64-bit JAX must be enabled.
 
-    Without ``every_entry`` only entries of C that K or S read are solved for; the others follow.
+    Without ``every_entry`` only entries of C that K or S read are solved for; the others follow. With
+    ``one_group`` entries between independent groups are among them.
     """
     map_, given = kernel_map(network, task), supervision(task)
     steps, patterns = np.shape(map_.input)[:2]
@@ -214,7 +220,8 @@ def saddle_problem(
     K = np.asarray(preactivation_kernel(jnp.asarray(prior), map_)).reshape(steps * patterns, -1)
     moves, read = _reads_and_read(map_, given)
     groups = list[Group]()
-    for sites in _independent_groups(map_, given):
+    independent = _independent_groups(map_, given)
+    for sites in [np.arange(steps * patterns)] if one_group else independent:
         found = find_sites(K[np.ix_(sites, sites)])
         pivots = sites[found.pivots]
         pairs = _where(every_entry | read[np.ix_(sites, sites)])

@@ -1,6 +1,7 @@
 """Effective samples per second of every way to the same posterior, side by side in one run.
 
-``python -m tests.benchmarks.samplers [seconds per entry]`` prints one Markdown table. Smallest ESS over
+``python -m tests.benchmarks.samplers [seconds per entry] [case ...]`` prints one Markdown table; cases are widths
+of the task of one pattern, and "four" patterns at N = 256. Smallest ESS over
 sign-aligned kernel entries, per second of sampling after compilation and warm-up; "bias" is the largest
 difference of a mean from the reference run, in units of the error of both. Needs ``pip install blackjax``.
 """
@@ -230,15 +231,15 @@ def summary(
     return float(np.nanmin(ess)), flat.mean((0, 1)), mcse
 
 
-def main(seconds: float) -> None:
+def main(seconds: float, chosen: list[str]) -> None:
     endpoint = bk.tasks.endpoint([[1.0]], [2.0], 3)
     four = bk.tasks.endpoint(2 * np.eye(4), [2.5, 2.5, -2.5, -2.5], 4)
     print(
         "| task | N | sampler | draws | min ESS | ESS/s, 1 chain | ESS/s, 2 chains | compile + warm-up s | bias |"
     )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    cases = [("T=3, P=1", endpoint, n) for n in WIDTHS] + [("T=4, P=4", four, 256)]
-    for name, task, width in cases:
+    cases = {str(n): ("T=3, P=1", endpoint, n) for n in WIDTHS} | {"four": ("T=4, P=4", four, 256)}
+    for name, task, width in (cases[label] for label in chosen or cases):
         network = bk.Network(width, "erf", noise=0.1)
         symmetry = sign_symmetry(network, task)
         _, ((first, _), (kernels, _)) = measure(
@@ -262,4 +263,4 @@ def main(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0)
+    main(float(sys.argv[1]) if len(sys.argv) > 1 else 20.0, sys.argv[2:])
