@@ -167,12 +167,15 @@ def test_predictions_agree_with_theory(activation):
     theory = bk.solve(network, task)
     mean, std = theory.predict(new).mean[-1, :, 0], theory.predict_std(new)[-1, :, 0]
     with jax.enable_x64(True):
-        together = theory._theory.extended(network, *theory._with_patterns(new)).fluctuations()
-    shift = together.output_shift[-1, 2:, 0] / width
+        found = [
+            theory._theory.extended(network, *theory._with_patterns(new[:, a : a + 1]))
+            for a in range(2)
+        ]
+        shift = np.array([f.fluctuations().output_shift[-1, 2, 0] for f in found]) / width
     values = outputs["output"].to_numpy()
     left_over = shift**2 / np.abs(mean)
     # The prediction is an average over 16,384 draws of one unit's contribution.
-    sampled = np.sqrt(together.output_std[-1, 2:, 0] ** 2 / 16_384)
+    sampled = std * np.sqrt(width / 16_384)
     z = (values.mean((0, 1)) - mean - shift) / np.sqrt(std**2 / ess + left_over**2 + sampled**2)
     print("mean", np.round(z, 2))
     assert np.abs(z).max() < 5

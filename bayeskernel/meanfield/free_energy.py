@@ -222,7 +222,8 @@ def read_out(
 ) -> jax.Array:
     """sv^2 (M_V o C)[*, supervised] a for C of shape (T, P*, T, P); shape (T, P*, O)."""
     weighted = jnp.asarray(problem.map_.readout) * cross
-    return weighted.reshape(*weighted.shape[:2], -1)[..., problem.data.sites] @ dual
+    steps, new, _, patterns = weighted.shape
+    return weighted.reshape(steps, new, steps * patterns)[..., problem.data.sites] @ dual
 
 
 def mean_output(kernel: jax.Array, problem: LinearProblem | Data) -> jax.Array:

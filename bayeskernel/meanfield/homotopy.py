@@ -31,6 +31,7 @@ from bayeskernel.meanfield.single_unit import (
     GRID_DIMENSIONS,
     Cloud,
     Grid,
+    activity,
     grid,
     log_normaliser_variance,
     particles_at,
@@ -110,14 +111,15 @@ def start(problem: Problem, rng: np.random.Generator) -> Point:
     return Point(m, np.zeros_like(m), tuple(clouds), symmetric=True)
 
 
-def from_draws(
-    kernel: Floats, conjugate: Floats, h: Floats, problem: Problem, *, symmetric: bool
-) -> Point:
-    """A point from kernels (T, P, T, P) and draws of q (M, T, P)."""
+def from_draws(conjugate: Floats, h: Floats, problem: Problem, *, symmetric: bool) -> Point:
+    """A point from a conjugate kernel (T, P, T, P) and draws of q (M, T, P)."""
+    flat = h.reshape(len(h), -1)
+    phi = activity(problem.phi, flat)
+    # C of the draws is positive definite, as a mixture with more exact entries need not be.
+    C, Ct = phi.T @ phi / len(phi), conjugate.reshape(problem.size, -1)
     parity = problem.parity if symmetric else 0 * problem.parity
-    square = (problem.size, problem.size)
-    m, Ct = (np.where(parity, 0, entries(a.reshape(square), problem)) for a in (kernel, conjugate))
-    point, flat = Point(m, Ct, (), symmetric), h.reshape(len(h), -1)
+    m, natural = (np.where(parity, 0, entries(a, problem)) for a in (C, Ct))
+    point = Point(m, natural, (), symmetric)
     clouds: list[Cloud] = []
     for unit, group in zip(units(point, problem), problem.groups, strict=True):
         now = flat[:, group.pivots]

@@ -43,7 +43,7 @@ _DOWN = np.array([1.25, 1.5, 1.75, 2.0, 1.75, 1.5, 1.25, 1.0])
 _SAME = 1e-4
 _SIGMAS = 5.0
 # Convergence of a solution extended by new patterns.
-_TOLERANCE, _MAX_STEPS = 1e-6, 100
+_TOLERANCE, _MAX_STEPS = 1e-6, 200
 
 
 class NonlinearTheory(NamedTuple):
@@ -91,11 +91,9 @@ class NonlinearTheory(NamedTuple):
             sign_symmetry(network, task),
             one_group=not network.phi.odd,
         )
-        C = kernel_of(point, self.driven)
         Ct = matrix(point.conjugate, self.driven).reshape(shape)
         nothing = Prediction(found.mean, 0 * found.kernel, 0 * found.cross_kernel)
-        joined = found.joined(C), nothing.joined(Ct)
-        begin = from_draws(*joined, h, core, symmetric=point.symmetric)
+        begin = from_draws(nothing.joined(Ct), h, core, symmetric=point.symmetric)
         solution = polish(
             begin,
             core,

@@ -138,7 +138,7 @@ def predict_sampled(
         new_rows = _row(t, new_input, new, recurrent)[:, : t + 1]
         own = new_rows[:, t]
         row = np.concatenate(
-            [cross_row.reshape(extra, size), new_rows[:, :t].reshape(extra, -1)], 1
+            [cross_row.reshape(extra, size), new_rows[:, :t].reshape(extra, t * extra)], 1
         )
         gain = row @ pinvh(known, rtol=_NULL)
         innovation = own - gain @ row.T
