@@ -142,13 +142,13 @@ def test_one_step_is_exactly_a_bayesian_linear_model():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activation", ["erf", "relu"])
-def test_predictions_agree_with_theory(activation):
+@pytest.mark.parametrize(("activation", "noise"), [("erf", 0.2), ("relu", 1.0)])
+def test_predictions_agree_with_theory(activation, noise):
     """New patterns at the supervised step: mean and spread, sampled and from theory."""
     width, new = 512, np.zeros((3, 2, 2))
     new[0] = [[0.8, -0.6], [1.5, 1.0]]
     task = bk.tasks.endpoint([[1.0, 0.3], [-0.2, 1.1]], [2.0, -1.0], 3)
-    network = bk.Network(width, activation, noise=0.2)
+    network = bk.Network(width, activation, noise=noise)
     draws = bk.sample(
         jax.random.key(4),
         network,
