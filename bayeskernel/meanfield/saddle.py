@@ -218,7 +218,7 @@ def saddle_problem(
     steps, patterns = np.shape(map_.input)[:2]
     prior = prior_recursion(network.phi, map_)
     K = np.asarray(preactivation_kernel(jnp.asarray(prior), map_)).reshape(steps * patterns, -1)
-    moves, read = _reads_and_read(map_, given)
+    moves, read = _dependencies(map_, given)
     groups = list[Group]()
     independent = _independent_groups(map_, given)
     for sites in [np.arange(steps * patterns)] if one_group else independent:
@@ -239,7 +239,7 @@ def saddle_problem(
     )
 
 
-def _reads_and_read(
+def _dependencies(
     map_: KernelMap, given: Supervision
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which entries of K depend on C, and which of C are read by K or S; (d, d) each."""
