@@ -8,6 +8,7 @@ depend on the number of threads or on how draws are cut into chunks.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +21,16 @@ import numpy as np
 from numpyro.infer import NUTS
 
 from bayeskernel.inference import rotation
+from bayeskernel.inference.checkpoint import Checkpoint, Draws, restored
 from bayeskernel.inference.space import Space
 
 # Draws per call into compiled code at most, and the time a call should take.
 _CHUNK = 50
 _CHUNK_SECONDS = 0.5
+# Time between two writes of a chain to its checkpoint: what a kill may lose.
+_WRITE_SECONDS = 1.0
 # Folded into a chain's key to draw what its space integrates out.
 _OBSERVATION = 1
-
-Draws = dict[str, np.ndarray]
 
 
 class Progress(NamedTuple):
@@ -116,6 +118,10 @@ def _hmc(space: Space, num_warmup: int) -> tuple[Callable[..., Any], Callable[..
     return kernel.init, kernel.sample
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C during a run that is kept on disk; the message says how to go on."""
+
+
 def run(
     sampler: Sampler,
     data: Any,
@@ -123,48 +129,96 @@ def run(
     num_warmup: int,
     num_samples: int,
     report: Report | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Draws:
     """Run one chain per key; arrays of shape (chain, draw, ...)."""
     double = bool(jnp.zeros(()).dtype == jnp.float64)
+    stop = threading.Event()
 
     def one(chain: int) -> Draws:
         # Configuration contexts are per thread.
         with jax.enable_x64(double):
-            return _run_chain(
-                sampler, data, rng_keys[chain], num_warmup, num_samples, chain, report
-            )
+            return _Chain(
+                sampler,
+                data,
+                rng_keys[chain],
+                num_warmup,
+                num_samples,
+                chain,
+                report,
+                checkpoint,
+                stop,
+            ).run()
 
     # Compile here: threads that meet an uncompiled function would each compile it.
     jax.block_until_ready(sampler.advance(sampler.start(rng_keys[0], data), data, 0))
     with ThreadPoolExecutor(min(len(rng_keys), os.cpu_count() or 1)) as pool:
-        chains = list(pool.map(one, range(len(rng_keys))))
+        running = [pool.submit(one, chain) for chain in range(len(rng_keys))]
+        try:
+            chains = [chain.result() for chain in running]
+        except BaseException as error:
+            # Chains stop at the end of a chunk, those that have not begun do not begin.
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt) and checkpoint is not None:
+                raise Interrupted(
+                    f"stopped; draws so far are kept in {checkpoint.folder}, and the same call goes on"
+                ) from None
+            raise
     return {name: np.stack([draws[name] for draws in chains]) for name in chains[0]}
 
 
-def _run_chain(
-    sampler: Sampler,
-    data: Any,
-    rng_key: jax.Array,
-    num_warmup: int,
-    num_samples: int,
-    chain: int,
-    report: Report | None,
-) -> Draws:
-    state, done, divergences, chunk = sampler.start(rng_key, data), 0, 0, 1
-    total, parts = num_warmup + num_samples, []
-    while done < total:
-        warming_up = done < num_warmup
-        n = min(chunk, (num_warmup if warming_up else total) - done)
-        began = time.perf_counter()
-        state, buffer = sampler.advance(state, data, n)
-        rows = {name: np.asarray(values)[:n] for name, values in buffer.items()}
-        per_draw = (time.perf_counter() - began) / n
-        chunk = int(np.clip(_CHUNK_SECONDS / per_draw, 1, _CHUNK))
-        done += n
-        if not warming_up:
-            parts.append(rows)
-            divergences += int(rows["diverging"].sum())
-        if report is not None:
-            step = float(rows["step_size"][-1])
-            report(Progress(chain, done, total, warming_up, step, divergences))
+@dataclass(eq=False)
+class _Chain:
+    """One chain on its way."""
+
+    sampler: Sampler
+    data: Any
+    rng_key: jax.Array
+    num_warmup: int
+    num_samples: int
+    chain: int
+    report: Report | None
+    checkpoint: Checkpoint | None
+    stop: threading.Event
+
+    def run(self) -> Draws:
+        state = self.sampler.start(self.rng_key, self.data)
+        done = files = divergences = 0
+        saved = None if self.checkpoint is None else self.checkpoint.load(self.chain)
+        if saved is not None:
+            state, done, files = restored(saved, state), saved.done, saved.parts
+        total, chunk, parts, written = (
+            self.num_warmup + self.num_samples,
+            1,
+            list[Draws](),
+            time.monotonic(),
+        )
+        while done < total and not self.stop.is_set():
+            warming_up = done < self.num_warmup
+            n = min(chunk, (self.num_warmup if warming_up else total) - done)
+            began = time.perf_counter()
+            state, buffer = self.sampler.advance(state, self.data, n)
+            rows = {name: np.asarray(values)[:n] for name, values in buffer.items()}
+            per_draw = (time.perf_counter() - began) / n
+            chunk = int(np.clip(_CHUNK_SECONDS / per_draw, 1, _CHUNK))
+            done += n
+            if not warming_up:
+                parts.append(rows)
+                divergences += int(rows["diverging"].sum())
+            if self.report is not None:
+                step = float(rows["step_size"][-1])
+                self.report(Progress(self.chain, done, total, warming_up, step, divergences))
+            due = time.monotonic() - written > _WRITE_SECONDS or done == total or self.stop.is_set()
+            if self.checkpoint is not None and due:
+                files = self.checkpoint.save(self.chain, state, done, files, _joined(parts))
+                parts, written = [], time.monotonic()
+        if self.checkpoint is not None:
+            parts = self.checkpoint.draws(self.chain, files)
+        return _joined(parts) or {}
+
+
+def _joined(parts: list[Draws]) -> Draws | None:
+    if not parts:
+        return None
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

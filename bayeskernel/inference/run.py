@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,6 +15,7 @@ import xarray as xr
 
 from bayeskernel.errors import InputError, positive_integer
 from bayeskernel.inference import chains, preactivations, record, weights
+from bayeskernel.inference.checkpoint import Checkpoint, identity
 from bayeskernel.inference.progress import chain_bars
 from bayeskernel.inference.space import (
     kernels_of_linear_networks,
@@ -39,6 +41,7 @@ def sample(
     num_samples: int = 1000,
     num_chains: int = 4,
     keep: Sequence[str] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> xr.DataTree:
     """Sample the posterior of a network given a task.
@@ -62,6 +65,10 @@ def sample(
     keep
         What to store besides kernels and outputs: "weights" (space "weights"), "preactivations"
         (with the readout weights). Without it memory per draw does not grow with the width.
+    checkpoint
+        Folder in which the run is kept as it goes, warm-up included. The same call goes on from there after
+        an interruption of any kind, with draws identical to the bit to those of an undisturbed run on the same
+        machine and versions; a folder of another run is refused. Draws wait on disk, not in memory.
     progress
         Show a bar per chain when standard error is a terminal.
 
@@ -87,6 +94,18 @@ def sample(
         sampler = "nuts" if chosen.name == "kernels" else "hmc"
     if sampler == "hmc" and chosen.name == "kernels":
         raise InputError("sampler", "'nuts' for space='kernels'", "'hmc'")
+    kept = None
+    if checkpoint is not None:
+        layout = {
+            "space": chosen.name,
+            "sampler": sampler,
+            "num_warmup": num_warmup,
+            "num_samples": num_samples,
+            "num_chains": num_chains,
+            "keep": list(keep),
+            "double": _double(),
+        }
+        kept = Checkpoint(checkpoint, identity(network, task, record.seed_data(rng_key), layout))
     engine = _sampler(chosen.name, chosen.static, sampler, num_warmup, keep)
     keys = jax.random.split(rng_key, num_chains)
     title = f"{chosen.name}, {sampler} ({chosen.reason})"
@@ -94,7 +113,7 @@ def sample(
         chain_bars(title, num_chains, num_warmup + num_samples, progress) as report,
         jax.enable_x64(chosen.name == "kernels" or _double()),
     ):
-        draws = chains.run(engine, chosen.data, keys, num_warmup, num_samples, report)
+        draws = chains.run(engine, chosen.data, keys, num_warmup, num_samples, report, kept)
     settings = {
         "space": chosen.name,
         "space_reason": chosen.reason,
