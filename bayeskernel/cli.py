@@ -20,6 +20,7 @@ from rich.table import Table  # noqa: E402
 from bayeskernel import tasks  # noqa: E402
 from bayeskernel.compare import Comparison, compare  # noqa: E402
 from bayeskernel.errors import BayesKernelError, InputError  # noqa: E402
+from bayeskernel.inference.diagnose import diagnose  # noqa: E402
 from bayeskernel.inference.record import settings  # noqa: E402
 from bayeskernel.inference.run import sample  # noqa: E402
 from bayeskernel.meanfield.solve import MeanField, solve  # noqa: E402
@@ -83,7 +84,7 @@ def compare_command(
     ] = None,
     signal: Annotated[float, typer.Option(help="Factor on the targets.")] = 2.0,
     noise: Annotated[float, typer.Option(help="kappa: observation noise times width.")] = 0.3,
-    draws: Annotated[int, typer.Option(help="Posterior draws per chain.")] = 200,
+    draws: Annotated[int, typer.Option(help="Posterior draws per chain.")] = 500,
     warmup: Annotated[int, typer.Option(help="Adaptation draws per chain.")] = 200,
     chains: Annotated[int, typer.Option(help="Number of chains.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the sampler (and of the teacher task).")] = 0,
@@ -186,3 +187,4 @@ def _show(results: dict[str, Comparison]) -> None:
         _out.print(table)
     for name, cmp in results.items():
         _out.print(f"[bold]{name}[/]. {cmp.verdict}", highlight=False)
+        _out.print(f"  Chains: {diagnose(cmp.draws).verdict}", highlight=False)

@@ -39,8 +39,13 @@ def fake_draws(theory, offset=0.0, count=500, flips=False):
         kernel[1] = flip_kernel(kernel[1], np.array([1, -1, 1]))
     output = np.broadcast_to(theory.output, (4, count, 3, 1, 1)).copy()
     stats = {"diverging": np.zeros((4, count), bool), "n_steps": np.ones((4, count), int)}
+    stats |= {"lp": rng.normal(size=(4, count)), "energy": rng.normal(size=(4, count))}
     return to_datatree(
-        {"kernel": kernel, "output": output, **stats}, "posterior", NETWORK, TASK, {}
+        {"kernel": kernel, "output": output, **stats},
+        "posterior",
+        NETWORK,
+        TASK,
+        {"sampler": "nuts"},
     )
 
 
