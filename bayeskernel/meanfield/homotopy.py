@@ -298,13 +298,15 @@ def polish(
         )
     if status in (Status.BREAKDOWN, Status.DIVERGED):
         return _failed(point, at, status, problem, every_entry)
+    # Entries that nothing reads follow without an equation of their own.
+    residual = at.residual
     point, problem = completed(point, problem, every_entry), every_entry
     at = expand(point, problem, noise=True)
     return Solution(
         point,
         at,
         at.value,
-        at.residual,
+        residual,
         float(np.linalg.eigvalsh(at.reduced)[0]),
         _error(at),
         np.sqrt(
