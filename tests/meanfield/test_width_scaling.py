@@ -19,7 +19,6 @@ CASES = {
     "linear, tied, above": ("linear", "tied", ENDPOINT.scaled(4.5), 0.5),
     "erf, tied, below": ("erf", "tied", ENDPOINT.scaled(1.0), 0.1),
     "erf, tied, above": ("erf", "tied", ENDPOINT.scaled(2.5), 0.1),
-    "erf, tied, near": ("erf", "tied", ENDPOINT.scaled(1.3), 0.1),
     "erf, untied": ("erf", "untied", ENDPOINT.scaled(2.5), 0.1),
     "erf, half-tied, above": ("erf", [0, 1, 1], ENDPOINT.scaled(2.5), 0.1),
     "tanh, half-tied": ("tanh", [0, 0, 1], ENDPOINT.scaled(2.0), 0.1),
