@@ -120,7 +120,8 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
 
 
 SCRIPT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
 import jax, numpy as np
 import bayeskernel as bk
 from bayeskernel.inference import chains
