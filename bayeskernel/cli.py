@@ -84,7 +84,7 @@ def compare_command(
     ] = None,
     signal: Annotated[float, typer.Option(help="Factor on the targets.")] = 2.0,
     noise: Annotated[float, typer.Option(help="kappa: observation noise times width.")] = 0.3,
-    draws: Annotated[int, typer.Option(help="Posterior draws per chain.")] = 500,
+    draws: Annotated[int, typer.Option(help="Posterior draws per chain.")] = 1000,
     warmup: Annotated[int, typer.Option(help="Adaptation draws per chain.")] = 200,
     chains: Annotated[int, typer.Option(help="Number of chains.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed of the sampler (and of the teacher task).")] = 0,
