@@ -20,7 +20,6 @@ from rich.table import Table  # noqa: E402
 from bayeskernel import tasks  # noqa: E402
 from bayeskernel.compare import Comparison, compare  # noqa: E402
 from bayeskernel.errors import BayesKernelError, InputError  # noqa: E402
-from bayeskernel.inference.diagnose import diagnose  # noqa: E402
 from bayeskernel.inference.record import settings  # noqa: E402
 from bayeskernel.inference.run import sample  # noqa: E402
 from bayeskernel.meanfield.solve import MeanField, solve  # noqa: E402
@@ -187,4 +186,4 @@ def _show(results: dict[str, Comparison]) -> None:
         _out.print(table)
     for name, cmp in results.items():
         _out.print(f"[bold]{name}[/]. {cmp.verdict}", highlight=False)
-        _out.print(f"  Chains: {diagnose(cmp.draws).verdict}", highlight=False)
+        _out.print(f"  Chains: {cmp.diagnosis.verdict}", highlight=False)

@@ -12,6 +12,7 @@ predicts (docs/theory, "Fluctuations"; estimated from the draws where theory has
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import arviz as az
 import numpy as np
@@ -22,6 +23,7 @@ from scipy.stats import norm
 
 from bayeskernel.errors import InputError
 from bayeskernel.gauge import align, flip_kernel, sign_symmetry
+from bayeskernel.inference.diagnose import Diagnosis, diagnose
 from bayeskernel.inference.record import SITES, check_same_run
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.fluctuations import FluctuationError
@@ -113,6 +115,11 @@ class Comparison:
             f"entries (limit {self.threshold:.1f}), Frobenius error "
             f"{100 * self.frobenius_error:.1f} %{self._caveat()}."
         )
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """Whether the chains can be trusted."""
+        return diagnose(self.draws)
 
     def _caveat(self) -> str:
         steps, patterns, _, _ = self.theory.task.shape

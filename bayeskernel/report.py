@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from bayeskernel.compare import Comparison
 from bayeskernel.errors import InputError
-from bayeskernel.inference.diagnose import diagnose
 from bayeskernel.plots import plot_coherence, plot_comparison
 
 _STYLE = """
@@ -90,7 +89,7 @@ def _page(named: Mapping[str, Comparison]) -> str:
 
 def _verdict(name: str, cmp: Comparison) -> str:
     good = " good" if cmp.agrees else ""
-    chains = f"Chains: {diagnose(cmp.draws).verdict}"
+    chains = f"Chains: {cmp.diagnosis.verdict}"
     return (
         f'<p class="verdict{good}"><b>{html.escape(name)}</b>. {html.escape(cmp.verdict)}'
         f"<br>{html.escape(chains)}</p>"

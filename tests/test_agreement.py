@@ -26,10 +26,18 @@ CASES = {
 WIDE = ("digits, blocks", "sequence, tied")
 
 
-def corrected_z(cmp: bk.Comparison) -> np.ndarray:
-    shift, kernel = cmp.theory.kernel_shift(), cmp.theory.kernel
-    left_over = np.linalg.norm(shift) ** 2 / np.linalg.norm(kernel)
-    return (cmp.kernel - kernel - shift) / np.sqrt(cmp.mcse**2 + left_over**2)
+def sampled(seed, network, task, **changed):
+    settings = {"num_warmup": 300, "num_samples": 500, "num_chains": 4, "progress": False}
+    return bk.sample(jax.random.key(seed), network, task, **{**settings, **changed})
+
+
+def corrected_z(found, mcse, expected, shift) -> np.ndarray:
+    left_over = np.linalg.norm(shift) ** 2 / np.linalg.norm(expected)
+    return (found - expected - shift) / np.sqrt(mcse**2 + left_over**2)
+
+
+def corrected_kernel_z(cmp: bk.Comparison) -> np.ndarray:
+    return corrected_z(cmp.kernel, cmp.mcse, cmp.theory.kernel, cmp.theory.kernel_shift())
 
 
 @pytest.mark.long
@@ -45,22 +53,13 @@ def corrected_z(cmp: bk.Comparison) -> np.ndarray:
 def test_samples_agree_with_theory_at_finite_width(case, space):
     task, sharing, noise = CASES[case]
     network = bk.Network(WIDTH, "linear", sharing, noise=noise)
-    draws = bk.sample(
-        jax.random.key(11),
-        network,
-        task,
-        space=space,
-        num_warmup=300,
-        num_samples=500,
-        num_chains=4,
-        progress=False,
-    )
+    draws = sampled(11, network, task, space=space)
     theory = bk.solve(network, task)
     cmp = bk.compare(draws, theory)
     assert not draws["sample_stats"]["diverging"].any()
     assert cmp.table["ess"].min() > 200
     assert cmp.agrees, cmp.verdict
-    assert np.abs(corrected_z(cmp)).max() < 5
+    assert np.abs(corrected_kernel_z(cmp)).max() < 5
     # Fluctuations: the sampled standard deviation of well-sampled diagonal entries.
     kernels = draws["posterior"]["kernel"].to_numpy()
     size = task.shape[0] * task.shape[1]
@@ -73,21 +72,10 @@ def test_samples_agree_with_theory_at_finite_width(case, space):
 def test_outputs_agree_with_theory():
     task = bk.tasks.sine(2, 3, supervised=[1, 3])
     network = bk.Network(WIDTH, "linear", "tied", noise=0.3)
-    draws = bk.sample(
-        jax.random.key(5),
-        network,
-        task,
-        num_warmup=300,
-        num_samples=500,
-        num_chains=4,
-        progress=False,
-    )
+    draws = sampled(5, network, task)
     theory = bk.solve(network, task)
     cmp = bk.compare(draws, theory)
-    # As for kernels, what the shift leaves over is of its own relative size.
-    shift = theory.output_shift()
-    left_over = np.linalg.norm(shift) ** 2 / np.linalg.norm(theory.output)
-    z = (cmp.output - theory.output - shift) / np.sqrt(cmp.output_mcse**2 + left_over**2)
+    z = corrected_z(cmp.output, cmp.output_mcse, theory.output, theory.output_shift())
     assert np.abs(z).max() < 5
 
 
@@ -102,15 +90,7 @@ def test_spread_of_outputs_at_large_width(sharing):
     """Kernel space at a width where the next order is below the Monte-Carlo error."""
     task = bk.tasks.sine(2, 3, supervised=[1, 3]).scaled(2)
     network = bk.Network(20_000, "linear", sharing, noise=0.5)
-    draws = bk.sample(
-        jax.random.key(2),
-        network,
-        task,
-        num_warmup=300,
-        num_samples=1000,
-        num_chains=4,
-        progress=False,
-    )
+    draws = sampled(2, network, task, num_samples=1000)
     theory = bk.solve(network, task)
     outputs = draws["posterior"]["output"]
     squares = ((outputs - outputs.mean(("chain", "draw"))) ** 2).to_dataset()
@@ -149,8 +129,8 @@ def test_predictions_agree_with_theory(activation, noise):
     new[0] = [[0.8, -0.6], [1.5, 1.0]]
     task = bk.tasks.endpoint([[1.0, 0.3], [-0.2, 1.1]], [2.0, -1.0], 3)
     network = bk.Network(width, activation, noise=noise)
-    draws = bk.sample(
-        jax.random.key(4),
+    draws = sampled(
+        4,
         network,
         task,
         space="preactivations",
@@ -158,7 +138,6 @@ def test_predictions_agree_with_theory(activation, noise):
         num_warmup=500,
         num_samples=2000,
         num_chains=2,
-        progress=False,
     )
     found = bk.predict(jax.random.key(1), draws, network, task, new)["output"]
     outputs = found.isel(step=-1, output_unit=0).to_dataset(name="output")
@@ -175,8 +154,8 @@ def test_predictions_agree_with_theory(activation, noise):
     values = outputs["output"].to_numpy()
     left_over = shift**2 / np.abs(mean)
     # The prediction is an average over 16,384 draws of one unit's contribution.
-    sampled = std * np.sqrt(width / 16_384)
-    z = (values.mean((0, 1)) - mean - shift) / np.sqrt(std**2 / ess + left_over**2 + sampled**2)
+    averaged = std * np.sqrt(width / 16_384)
+    z = (values.mean((0, 1)) - mean - shift) / np.sqrt(std**2 / ess + left_over**2 + averaged**2)
     print("mean", np.round(z, 2))
     assert np.abs(z).max() < 5
     ratio = values.std((0, 1)) / std - 1
@@ -190,13 +169,11 @@ def test_steps_without_shared_weights_of_a_relu_network():
     """Kernel entries between independent steps, whose activities have a mean."""
     task = bk.tasks.endpoint([[1.0]], [2.0], 3)
     network = bk.Network(256, "relu", "untied", noise=0.2)
-    draws = bk.sample(
-        jax.random.key(8), network, task, num_warmup=500, num_samples=4000, progress=False
-    )
+    draws = sampled(8, network, task, num_warmup=500, num_samples=4000)
     cmp = bk.compare(draws, bk.solve(network, task))
     assert cmp.table["ess"].min() > 400
     assert cmp.agrees, cmp.verdict
-    assert np.abs(corrected_z(cmp)).max() < 5
+    assert np.abs(corrected_kernel_z(cmp)).max() < 5
     kernels = draws["posterior"]["kernel"].to_numpy()
     expected = cmp.theory.kernel_std()
     assert kernels.std(axis=(0, 1)) == pytest.approx(expected, rel=0.15)

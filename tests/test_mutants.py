@@ -11,7 +11,7 @@ import pytest
 import bayeskernel as bk
 from bayeskernel import kernels
 from bayeskernel.inference import conditional, preactivations, weights
-from bayeskernel.meanfield import free_energy, linear, saddle, single_unit, solve
+from bayeskernel.meanfield import free_energy, linear, problem, single_unit, solve
 from bayeskernel.network import StepLabels
 
 from . import test_kernels
@@ -50,7 +50,7 @@ CHECKS = {
 }
 
 _map, _data, _supervision = kernels.kernel_map, weights.data, kernels.supervision
-_reads, _weigh = saddle._reads, single_unit._weigh
+_reads, _weigh = problem._reads, single_unit._weigh
 _masks, _evidence = StepLabels.masks, preactivations.log_evidence
 
 
@@ -86,7 +86,7 @@ def without_log_determinant(kernel, at, given):
 
 
 def everywhere(name, function):
-    modules = (kernels, preactivations, conditional, free_energy, saddle, solve)
+    modules = (kernels, preactivations, conditional, free_energy, problem, solve)
     return [(module, name, function) for module in modules if hasattr(module, name)]
 
 
@@ -120,7 +120,7 @@ MUTANTS = {
     ],
     "log determinant missing": [(preactivations, "log_evidence", without_log_determinant)],
     "shift not undone": [(linear, "unshift", lambda kernel: kernel)],
-    "K's slope - 5 %": [(saddle, "_reads", lambda *given: 0.95 * _reads(*given))],
+    "K's slope - 5 %": [(problem, "_reads", lambda *given: 0.95 * _reads(*given))],
     "tilt + 5 %": [
         (single_unit, "_weigh", lambda phi, Ct: 1.05 * _weigh(phi, Ct)),
     ],

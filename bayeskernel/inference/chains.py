@@ -138,7 +138,7 @@ def run(
     def one(chain: int) -> Draws:
         # Configuration contexts are per thread.
         with jax.enable_x64(double):
-            return _Chain(
+            return _run_chain(
                 sampler,
                 data,
                 rng_keys[chain],
@@ -148,7 +148,7 @@ def run(
                 report,
                 checkpoint,
                 stop,
-            ).run()
+            )
 
     # Compile here: threads that meet an uncompiled function would each compile it.
     jax.block_until_ready(sampler.advance(sampler.start(rng_keys[0], data), data, 0))
@@ -168,57 +168,50 @@ def run(
     return {name: np.stack([draws[name] for draws in chains]) for name in chains[0]}
 
 
-@dataclass(eq=False)
-class _Chain:
-    """One chain on its way."""
-
-    sampler: Sampler
-    data: Any
-    rng_key: jax.Array
-    num_warmup: int
-    num_samples: int
-    chain: int
-    report: Report | None
-    checkpoint: Checkpoint | None
-    stop: threading.Event
-
-    def run(self) -> Draws:
-        state = self.sampler.start(self.rng_key, self.data)
-        done = files = divergences = 0
-        saved = None if self.checkpoint is None else self.checkpoint.load(self.chain)
-        if saved is not None:
-            state, done, files = restored(saved, state), saved.done, saved.parts
-        total, chunk, parts, written = (
-            self.num_warmup + self.num_samples,
-            1,
-            list[Draws](),
-            time.monotonic(),
-        )
-        while done < total and not self.stop.is_set():
-            warming_up = done < self.num_warmup
-            n = min(chunk, (self.num_warmup if warming_up else total) - done)
-            began = time.perf_counter()
-            state, buffer = self.sampler.advance(state, self.data, n)
-            rows = {name: np.asarray(values)[:n] for name, values in buffer.items()}
-            per_draw = (time.perf_counter() - began) / n
-            chunk = int(np.clip(_CHUNK_SECONDS / per_draw, 1, _CHUNK))
-            done += n
-            if not warming_up:
-                parts.append(rows)
-                divergences += int(rows["diverging"].sum())
-            if self.report is not None:
-                step = float(rows["step_size"][-1])
-                self.report(Progress(self.chain, done, total, warming_up, step, divergences))
-            due = time.monotonic() - written > _WRITE_SECONDS or done == total or self.stop.is_set()
-            if self.checkpoint is not None and due:
-                files = self.checkpoint.save(self.chain, state, done, files, _joined(parts))
-                parts, written = [], time.monotonic()
-        if self.checkpoint is not None:
-            parts = self.checkpoint.draws(self.chain, files)
-        return _joined(parts) or {}
+def _run_chain(
+    sampler: Sampler,
+    data: Any,
+    rng_key: jax.Array,
+    num_warmup: int,
+    num_samples: int,
+    chain: int,
+    report: Report | None,
+    checkpoint: Checkpoint | None,
+    stop: threading.Event,
+) -> Draws:
+    state = sampler.start(rng_key, data)
+    done = files = divergences = 0
+    saved = None if checkpoint is None else checkpoint.load(chain)
+    if saved is not None:
+        state, done, files = restored(saved, state), saved.done, saved.parts
+    total, chunk, parts = num_warmup + num_samples, 1, list[Draws]()
+    written = time.monotonic()
+    while done < total and not stop.is_set():
+        warming_up = done < num_warmup
+        n = min(chunk, (num_warmup if warming_up else total) - done)
+        began = time.perf_counter()
+        state, buffer = sampler.advance(state, data, n)
+        rows = {name: np.asarray(values)[:n] for name, values in buffer.items()}
+        per_draw = (time.perf_counter() - began) / n
+        chunk = int(np.clip(_CHUNK_SECONDS / per_draw, 1, _CHUNK))
+        done += n
+        if not warming_up:
+            parts.append(rows)
+            divergences += int(rows["diverging"].sum())
+        if report is not None:
+            step = float(rows["step_size"][-1])
+            report(Progress(chain, done, total, warming_up, step, divergences))
+        due = time.monotonic() - written > _WRITE_SECONDS or done == total or stop.is_set()
+        if checkpoint is not None and due:
+            files = checkpoint.save(chain, state, done, files, _joined(parts))
+            parts, written = [], time.monotonic()
+    if checkpoint is not None:
+        parts = checkpoint.draws(chain, files)
+    return _joined(parts)
 
 
-def _joined(parts: list[Draws]) -> Draws | None:
-    if not parts:
-        return None
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def _joined(parts: list[Draws]) -> Draws:
+    """One array per name; nothing where there are no parts."""
+    return {
+        name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())
+    }

@@ -68,20 +68,16 @@ class Checkpoint:
         self.folder = Path(folder)
         plain = json.loads(json.dumps(identity))
         record = self.folder / "run.json"
+        if not record.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
+            raise InputError(
+                "checkpoint", "a new folder or that of a run", f"{self.folder}, with other files"
+            )
         try:
             if not record.exists():
-                if self.folder.exists() and any(self.folder.iterdir()):
-                    raise InputError(
-                        "checkpoint",
-                        "a new folder or that of a run",
-                        f"{self.folder}, with other files",
-                    )
                 self.folder.mkdir(parents=True, exist_ok=True)
                 _write(record, json.dumps(plain, indent=1, sort_keys=True).encode())
             found = json.loads(record.read_bytes())
         except (OSError, ValueError) as error:
-            if isinstance(error, BayesKernelError):
-                raise
             raise CheckpointError(f"checkpoint {self.folder}: {error}") from error
         for name in sorted(plain | found):
             if found.get(name) != plain.get(name):
@@ -105,12 +101,12 @@ class Checkpoint:
         """The parts of a chain's draws."""
         return [_read(self._chain(chain) / f"draws-{i:06d}") for i in range(parts)]
 
-    def save(self, chain: int, state: Any, done: int, parts: int, rows: Draws | None) -> int:
+    def save(self, chain: int, state: Any, done: int, parts: int, rows: Draws) -> int:
         """Write draws, if there are any, then the state that follows them; returns the number of parts."""
         folder = self._chain(chain)
         try:
             folder.mkdir(exist_ok=True)
-            if rows is not None:
+            if rows:
                 _write(folder / f"draws-{parts:06d}", _packed(rows))
                 parts += 1
             leaves = {f"leaf{i}": _plain(x) for i, x in enumerate(jax.tree.leaves(state))}
@@ -169,14 +165,17 @@ def _plain(leaf: Any) -> np.ndarray:
 def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-    return buffer.getvalue()
+    payload = buffer.getvalue()
+    return _header(payload) + payload
+
+
+def _header(payload: bytes) -> bytes:
+    return _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
 
 
 def _write(path: Path, payload: bytes) -> None:
     """Put a file in place whole: written beside it, flushed, renamed."""
     beside = path.with_name(path.name + ".part")
-    if path.suffix != ".json":
-        payload = _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n" + payload
     try:
         with open(beside, "wb") as file:
             file.write(payload)
@@ -199,9 +198,8 @@ def _read(path: Path) -> Draws:
         content = path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path}: {error.strerror}") from error
-    head = len(_MAGIC) + 65
-    payload = content[head:]
-    if content[:head] != _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n":
+    payload = content[len(_header(b"")) :]
+    if content != _header(payload) + payload:
         raise CheckpointError(
             f"{path} is damaged: its checksum does not match. Other files of the checkpoint are not touched"
         )

@@ -8,7 +8,6 @@ thresholds of ArviZ.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
 import arviz as az
@@ -18,8 +17,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bayeskernel.errors import InputError
-from bayeskernel.gauge import SignSymmetry, align, flip_kernel
-from bayeskernel.inference.record import settings
+from bayeskernel.gauge import align, flip_kernel
+from bayeskernel.inference.record import settings, symmetry
 
 Floats = NDArray[np.float64]
 
@@ -153,28 +152,24 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
         tree_depth_hits=_tree_depth_hits(draws, stats),
         e_bfmi=tuple(_bfmi(e) for e in energy),
         stuck=stuck,
-        branches=_branches(invariants, stuck),
+        branches=_branches(invariants),
         flipped=flipped,
         broken=tuple(int(c) for c in np.flatnonzero(~finite)),
     )
 
 
 def _gauge_fixed(draws: xr.DataTree) -> tuple[Floats, Floats, float]:
-    """Kernels and outputs with signs brought to those of the last draw's neighbourhood."""
+    """Kernels and outputs with signs brought to those of the mean, and the share of draws flipped."""
     kernel = draws["posterior"]["kernel"].to_numpy().astype(np.float64)
     output = draws["posterior"]["output"].to_numpy().astype(np.float64)
-    recorded = json.loads(str(draws.attrs["symmetry"]))
-    steps = kernel.shape[2]
-    symmetry = SignSymmetry(
-        *(np.array(recorded[name], np.int64).reshape(-1, steps) for name in ("kernel", "output"))
-    )
     usable = np.isfinite(kernel).all(axis=(2, 3, 4, 5))
-    if not len(symmetry.generators) or not usable.any():
+    if not usable.any():
         return kernel, output, 0.0
-    finite = np.nan_to_num(kernel)
-    signs, output_signs = align(finite, kernel[usable][-1], symmetry)
+    finite, free = np.nan_to_num(kernel), symmetry(draws)
+    signs, output_signs = align(finite, kernel[usable][-1], free)
     for _ in range(2):  # the mean of aligned draws is a better reference than one draw
-        signs, output_signs = align(finite, flip_kernel(kernel, signs)[usable].mean(0), symmetry)
+        mean = flip_kernel(kernel, signs)[usable].mean(0)
+        signs, output_signs = align(finite, mean, free)
     share = float(np.mean(np.any(signs < 0, axis=-1)))
     return flip_kernel(kernel, signs), output * output_signs[..., None, None], share
 
@@ -225,12 +220,11 @@ def _bfmi(energy: Floats) -> float:
     return float(np.mean(np.diff(energy) ** 2)) / variance if variance > 0 else float("nan")
 
 
-def _branches(invariants: Floats, stuck: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+def _branches(invariants: Floats) -> tuple[tuple[int, ...], ...]:
     """Group chains that overlap in every invariant; invariants (chain, draw, n)."""
     mean, std = invariants.mean(1), invariants.std(1)
-    chains = range(len(mean))
     groups = list[list[int]]()
-    for c in chains:
+    for c in range(len(mean)):
         near = [
             g
             for g in groups

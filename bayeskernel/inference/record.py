@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from bayeskernel.errors import InputError
-from bayeskernel.gauge import sign_symmetry
+from bayeskernel.gauge import SignSymmetry, sign_symmetry
 from bayeskernel.kernels import kernel_map
 from bayeskernel.keys import is_typed
 from bayeskernel.network import Network
@@ -69,16 +69,12 @@ def to_datatree(
         "network": json.dumps(network.describe(), sort_keys=True),
         "task": task.name,
         "settings": json.dumps(settings, sort_keys=True),
-        "symmetry": json.dumps(_symmetry(network, task)),
+        "symmetry": json.dumps(
+            {name: signs.tolist() for name, signs in vars(sign_symmetry(network, task)).items()}
+        ),
         **{f"{name}_version": version(name) for name in _PACKAGES},
     }
     return tree
-
-
-def _symmetry(network: Network, task: Task) -> dict[str, list[list[int]]]:
-    """Generators of the sign symmetry: what they do to kernels and to outputs."""
-    found = sign_symmetry(network, task)
-    return {"kernel": found.generators.tolist(), "output": found.output_signs.tolist()}
 
 
 def dataset(draws: dict[str, np.ndarray]) -> xr.Dataset:
@@ -89,6 +85,15 @@ def dataset(draws: dict[str, np.ndarray]) -> xr.Dataset:
 def settings(draws: xr.DataTree) -> dict[str, Any]:
     """How a run was made."""
     return dict(json.loads(str(draws.attrs["settings"])))
+
+
+def symmetry(draws: xr.DataTree) -> SignSymmetry:
+    """The sign symmetry of a run."""
+    steps = draws["constant_data"].sizes["step"]
+    recorded = json.loads(str(draws.attrs["symmetry"]))
+    return SignSymmetry(
+        **{name: np.array(signs, np.int64).reshape(-1, steps) for name, signs in recorded.items()}
+    )
 
 
 def seed_data(rng_key: jax.Array) -> list[int]:

@@ -42,14 +42,8 @@ from bayeskernel.meanfield.free_energy import (
 )
 from bayeskernel.meanfield.gaussian import cholesky, dense_hessian, symmetric_basis
 from bayeskernel.meanfield.homotopy import Solution
-from bayeskernel.meanfield.saddle import (
-    Problem,
-    assemble,
-    correction_slope,
-    gradient,
-    matrix,
-    thinned,
-)
+from bayeskernel.meanfield.problem import Problem, matrix
+from bayeskernel.meanfield.saddle import assemble, correction_slope, gradient, thinned
 from bayeskernel.meanfield.single_unit import Pairs
 
 Floats = NDArray[np.float64]

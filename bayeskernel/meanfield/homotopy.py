@@ -15,16 +15,13 @@ from numpy.typing import NDArray
 
 from bayeskernel.meanfield.gaussian import Progress, Status
 from bayeskernel.meanfield.prior import prior_recursion
+from bayeskernel.meanfield.problem import Problem, entries, matrix, pivot_kernels
 from bayeskernel.meanfield.saddle import (
     Expansion,
     Point,
-    Problem,
     completed,
-    entries,
     expand,
-    matrix,
     moved_by,
-    pivot_kernels,
     units,
 )
 from bayeskernel.meanfield.single_unit import (

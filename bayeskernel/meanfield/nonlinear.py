@@ -19,16 +19,8 @@ from bayeskernel.meanfield.free_energy import mean_output
 from bayeskernel.meanfield.gaussian import Progress, Status
 from bayeskernel.meanfield.homotopy import FLAT, Solution, follow, from_draws, polish, start
 from bayeskernel.meanfield.predict import Prediction, predict_sampled
-from bayeskernel.meanfield.saddle import (
-    Point,
-    Problem,
-    expand,
-    flip,
-    kernel_of,
-    laws,
-    matrix,
-    saddle_problem,
-)
+from bayeskernel.meanfield.problem import Problem, matrix, only_read, saddle_problem
+from bayeskernel.meanfield.saddle import Point, expand, flip, kernel_of, laws
 from bayeskernel.meanfield.single_unit import Grid
 from bayeskernel.meanfield.solution import Branch, Found
 from bayeskernel.network import Network
@@ -185,13 +177,9 @@ def _problems(
     network: Network, task: Task, symmetry: SignSymmetry, *, one_group: bool = False
 ) -> tuple[Problem, Problem, Problem]:
     """The problem; what data drive of it, nothing in standard scaling; what of that is solved for."""
-    problem, core = (
-        saddle_problem(network, task, symmetry, every_entry=every, one_group=one_group)
-        for every in (True, False)
-    )
-    if network.scaling == "mean_field":
-        return problem, problem, core
-    return problem, problem.scaled(0.0), core.scaled(0.0)
+    problem = saddle_problem(network, task, symmetry, one_group=one_group)
+    driven = problem if network.scaling == "mean_field" else problem.scaled(0.0)
+    return problem, driven, only_read(driven)
 
 
 def standard_error(solution: Solution, problem: Problem) -> Floats:

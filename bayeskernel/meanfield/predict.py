@@ -21,7 +21,8 @@ from scipy.linalg import pinvh
 
 from bayeskernel.kernels import preactivation_kernel
 from bayeskernel.meanfield.free_energy import LinearProblem, dual_targets, read_out, root_of_kernel
-from bayeskernel.meanfield.saddle import Point, Problem, laws, matrix
+from bayeskernel.meanfield.problem import Problem, matrix
+from bayeskernel.meanfield.saddle import Point, laws
 from bayeskernel.meanfield.single_unit import activity, resample
 
 Floats = NDArray[np.float64]

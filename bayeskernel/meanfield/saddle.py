@@ -9,8 +9,7 @@ Hessian
     R = F_mm + F_ml cov(phi phi)^-1 F_lm
 
 whose lowest eigenvalue says whether a solution is a minimum. m is measured in units of the spread of phi phi
-over units, which makes R dimensionless. Steps that share no weights and no target are independent under q; each
-such *group* of sites has a cloud of its own.
+over units, which makes R dimensionless.
 
 Where no sign symmetry is broken, entries of C that a flip changes vanish. Averages over q then stand for
 averages over q and its flips, which leaves no sampling noise there: entries of different *parity* do not mix.
@@ -27,19 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
-from bayeskernel.activations import Activation
-from bayeskernel.gauge import SignSymmetry
-from bayeskernel.kernels import (
-    KernelMap,
-    Supervision,
-    kernel_map,
-    preactivation_kernel,
-    supervision,
-    unshift,
-)
 from bayeskernel.meanfield.free_energy import Data, data_energy, output_log_determinant
-from bayeskernel.meanfield.log_normaliser import derivatives
-from bayeskernel.meanfield.prior import prior_recursion
+from bayeskernel.meanfield.log_normaliser import Derivatives, derivatives
+from bayeskernel.meanfield.problem import Problem, entries, matrix, pivot_kernels
 from bayeskernel.meanfield.single_unit import (
     Cloud,
     Grid,
@@ -47,14 +36,9 @@ from bayeskernel.meanfield.single_unit import (
     Law,
     Pairs,
     Particles,
-    Sites,
     Unit,
-    all_pairs,
-    find_sites,
     law,
 )
-from bayeskernel.network import Network
-from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
@@ -62,75 +46,6 @@ Floats = NDArray[np.float64]
 _THINNED = 4096
 # Directions in which the statistics vary less than this, relative to their scale, are null.
 _NULL = 1e-11
-
-
-class Group(NamedTuple):
-    """Sites that are correlated under q.
-
-    Attributes
-    ----------
-    sites, pivots
-        The sites, and those that the others follow from.
-    reduction
-        How they follow.
-    pairs
-        Entries of C among them, as positions in ``sites``.
-    moving
-        Entries of K that depend on C, as positions in ``pivots``.
-    """
-
-    sites: Ints
-    pivots: Ints
-    reduction: Sites
-    pairs: Pairs
-    moving: Pairs
-
-
-class Problem(NamedTuple):
-    """What the saddle point depends on.
-
-    Attributes
-    ----------
-    phi
-        Activation.
-    data
-        Definitions of K and S, and the targets.
-    groups
-        Independent groups of sites.
-    pairs
-        Sites of the entries of C that are solved for, group by group.
-    reads
-        dK/dC between entries, the moving ones of K, shape (q, n): K is linear in C.
-    parity, pivot_parity
-        What the sign symmetry does to the entries of C (n,) and of K (q,): zero where nothing.
-    """
-
-    phi: Activation
-    data: Data
-    groups: tuple[Group, ...]
-    pairs: Pairs
-    reads: Floats
-    parity: Ints
-    pivot_parity: Ints
-
-    @property
-    def size(self) -> int:
-        """Number of sites, d = T P."""
-        return sum(len(g.sites) for g in self.groups)
-
-    @property
-    def apart(self) -> NDArray[np.bool_]:
-        """Which entries of C lie between groups, shape (d, d)."""
-        label = np.zeros(self.size, int)
-        for i, group in enumerate(self.groups):
-            label[group.sites] = i
-        return label[:, None] != label
-
-    def scaled(self, factor: float) -> Problem:
-        """The same problem with all targets multiplied."""
-        given = self.data.data
-        targets = np.asarray(given.targets) * factor
-        return self._replace(data=self.data._replace(data=given._replace(targets=targets)))
 
 
 class Point(NamedTuple):
@@ -201,140 +116,6 @@ class Expansion(NamedTuple):
         return float(max(np.max(np.abs(p), initial=0.0) for p in parts))
 
 
-def saddle_problem(
-    network: Network,
-    task: Task,
-    symmetry: SignSymmetry,
-    *,
-    every_entry: bool = True,
-    one_group: bool = False,
-) -> Problem:
-    """Collect the arrays of a network on a task; 64-bit JAX must be enabled.
-
-    Without ``every_entry`` only entries of C that K or S read are solved for; the others follow. With
-    ``one_group`` entries between independent groups are among them.
-    """
-    map_, given = kernel_map(network, task), supervision(task)
-    steps, patterns = np.shape(map_.input)[:2]
-    prior = prior_recursion(network.phi, map_)
-    K = np.asarray(preactivation_kernel(jnp.asarray(prior), map_)).reshape(steps * patterns, -1)
-    moves, read = _dependencies(map_, given)
-    groups = list[Group]()
-    independent = _independent_groups(map_, given)
-    for sites in [np.arange(steps * patterns)] if one_group else independent:
-        found = find_sites(K[np.ix_(sites, sites)])
-        pivots = sites[found.pivots]
-        pairs = _where(every_entry | read[np.ix_(sites, sites)])
-        groups.append(Group(sites, pivots, found, pairs, _where(moves[np.ix_(pivots, pivots)])))
-    pairs = _at_sites([(g.sites, g.pairs) for g in groups])
-    moving = _at_sites([(g.pivots, g.moving) for g in groups])
-    return Problem(
-        network.phi,
-        Data(map_, given),
-        tuple(groups),
-        pairs,
-        _reads(map_, pairs, moving),
-        _parity(pairs, patterns, symmetry),
-        _parity(moving, patterns, symmetry),
-    )
-
-
-def _dependencies(
-    map_: KernelMap, given: Supervision
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which entries of K depend on C, and which of C are read by K or S; (d, d) each."""
-    shape = np.shape(map_.input)
-    size = shape[0] * shape[1]
-    gain = np.array(np.broadcast_to(map_.recurrent, shape))
-    gain[0] = gain[:, :, 0] = 0  # W first acts at step 2
-    supervised = np.isin(np.arange(size), given.sites)
-    readout = np.broadcast_to(map_.readout, shape).reshape(size, size) > 0
-    read = np.asarray(unshift(jnp.asarray(gain))).reshape(size, size) > 0
-    return gain.reshape(size, size) > 0, read | (readout & np.outer(supervised, supervised))
-
-
-def _where(chosen: NDArray[np.bool_]) -> Pairs:
-    """Positions on and above the diagonal."""
-    everything = all_pairs(len(chosen))
-    keep = chosen[everything.first, everything.second]
-    return Pairs(everything.first[keep], everything.second[keep])
-
-
-def _at_sites(groups: list[tuple[Ints, Pairs]]) -> Pairs:
-    """From positions in groups to sites."""
-    return Pairs(
-        np.concatenate([sites[pairs.first] for sites, pairs in groups]),
-        np.concatenate([sites[pairs.second] for sites, pairs in groups]),
-    )
-
-
-def _parity(pairs: Pairs, patterns: int, symmetry: SignSymmetry) -> Ints:
-    """One bit for every generator: whether it changes the sign of an entry."""
-    signs = symmetry.generators
-    flipped = signs[:, pairs.first // patterns] != signs[:, pairs.second // patterns]
-    return np.asarray((1 << np.arange(len(signs))) @ flipped, np.int64)
-
-
-def _reads(map_: KernelMap, entries: Pairs, moving: Pairs) -> Floats:
-    steps, patterns = np.shape(map_.input)[:2]
-    at = np.full((steps * patterns,) * 2, -1)
-    count = np.arange(len(entries.first))
-    at[entries.first, entries.second] = at[entries.second, entries.first] = count
-    first, second = moving
-    gain = np.asarray(map_.recurrent)[first // patterns, 0, second // patterns, 0]
-    out = np.zeros((len(first), len(count)))
-    out[np.arange(len(first)), at[first - patterns, second - patterns]] = gain
-    return out
-
-
-def coupled_steps(map_: KernelMap, given: Supervision) -> NDArray[np.bool_]:
-    """Steps that correlated inputs, or a readout shared between targets, couple; shape (T, T)."""
-    steps, patterns = np.shape(map_.input)[:2]
-    supervised = np.zeros((steps, given.mask.shape[1]))
-    np.maximum.at(supervised, given.sites // patterns, given.mask)
-    read = (np.asarray(map_.readout)[:, 0, :, 0] > 0) & (supervised @ supervised.T > 0)
-    return np.asarray(read | np.any(np.asarray(map_.input) != 0, axis=(1, 3)))
-
-
-def _independent_groups(map_: KernelMap, given: Supervision) -> list[Ints]:
-    """Join steps that share recurrent weights, correlated inputs or a readout with targets."""
-    steps, patterns = np.shape(map_.input)[:2]
-    joined = np.asarray(map_.recurrent)[:, 0, :, 0] > 0
-    joined[0] = joined[:, 0] = False  # W first acts at step 2
-    joined |= coupled_steps(map_, given) | np.eye(steps, dtype=bool)
-    # Where K couples C[t-1,s-1] the steps t, s are joined; their predecessors are when Ct couples them.
-    joined[:-1, :-1] |= np.asarray(map_.recurrent)[1:, 0, 1:, 0] > 0
-    for _ in range(steps):
-        joined = joined @ joined
-    groups, seen = list[Ints](), set[int]()
-    for t in range(steps):
-        if t not in seen:
-            members = np.flatnonzero(joined[t])
-            seen |= set(members.tolist())
-            groups.append((members[:, None] * patterns + np.arange(patterns)).ravel())
-    return groups
-
-
-def matrix(entries: Floats, problem: Problem) -> Floats:
-    """A symmetric (d, d) matrix from the entries solved for, zero elsewhere."""
-    out, (first, second) = np.zeros((problem.size, problem.size)), problem.pairs
-    out[first, second] = out[second, first] = entries
-    return out
-
-
-def entries(kernel: Floats, problem: Problem) -> Floats:
-    """Those of a (d, d) matrix that are solved for."""
-    return kernel[problem.pairs.first, problem.pairs.second]
-
-
-def pivot_kernels(m: Floats, problem: Problem) -> list[Floats]:
-    """K at the pivots of every group."""
-    shape = np.shape(problem.data.map_.input)
-    C = jnp.asarray(matrix(m, problem).reshape(shape))
-    K = np.asarray(preactivation_kernel(C, problem.data.map_)).reshape(problem.size, -1)
-    return [K[np.ix_(g.pivots, g.pivots)] for g in problem.groups]
-
-
 def units(point: Point, problem: Problem) -> list[Unit]:
     """The law of one unit, group by group."""
     Ct = matrix(point.conjugate, problem)
@@ -372,17 +153,6 @@ def expand(point: Point, problem: Problem, *, noise: bool = False) -> Expansion:
     mixed = unit.T @ inverse.T - pull.T @ cross.T @ inverse.T
     reduced = curved + mixed @ mixed.T
     missed = point.m - mean
-    joint = np.zeros((0, 0))
-    if noise:
-        n = [len(f.mean) for f in found]
-        blocks = [f.noise for f in found]
-        means = _diagonal([b[:i, :i] for b, i in zip(blocks, n, strict=True)], of_l, of_l)
-        slopes = _diagonal([b[i:, i:] for b, i in zip(blocks, n, strict=True)], of_k, of_k)
-        both = _diagonal([b[i:, :i] for b, i in zip(blocks, n, strict=True)], of_k, of_l)
-        even = np.concatenate([of_k, of_l]) == 0
-        joint = np.block([[slopes, both], [both.T, means]]) * np.outer(even, even)
-        to = block_diag(-pull.T, -inverse)
-        joint = to @ joint @ to.T
     return Expansion(
         value=float(energy + natural @ point.m - sum(f.log_normaliser for f in found)),
         slope_m=slope_m,
@@ -393,8 +163,20 @@ def expand(point: Point, problem: Problem, *, noise: bool = False) -> Expansion:
         inverse=inverse,
         outside=missed - unit @ (inverse @ missed),
         effective=min(f.effective for f in found),
-        noise=joint,
+        noise=_noise(found, of_l, of_k, -pull.T, -inverse) if noise else np.zeros((0, 0)),
     )
+
+
+def _noise(found: list[Derivatives], of_l: Ints, of_k: Ints, to_m: Floats, to_l: Floats) -> Floats:
+    """Covariance of the two slopes over clouds from those of (mean, slope of ln Z) of every group."""
+    split = [(f.noise, len(f.mean)) for f in found]
+    means = _diagonal([b[:n, :n] for b, n in split], of_l, of_l)
+    slopes = _diagonal([b[n:, n:] for b, n in split], of_k, of_k)
+    both = _diagonal([b[n:, :n] for b, n in split], of_k, of_l)
+    even = np.concatenate([of_k, of_l]) == 0
+    to = block_diag(to_m, to_l)
+    joint = np.block([[slopes, both], [both.T, means]]) * np.outer(even, even)
+    return np.asarray(to @ joint @ to.T)
 
 
 def _diagonal(blocks: list[Floats], rows: Ints, columns: Ints) -> Floats:

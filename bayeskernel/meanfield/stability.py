@@ -22,7 +22,7 @@ from scipy.optimize import bisect, brentq, minimize_scalar
 
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.kernels import coherence, kernel_map, supervision
-from bayeskernel.meanfield.saddle import coupled_steps
+from bayeskernel.meanfield.problem import coupled_steps
 from bayeskernel.meanfield.solve import MeanField, solve, solve_branches
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
