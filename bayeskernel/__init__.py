@@ -6,6 +6,7 @@ from bayeskernel.errors import BayesKernelError, InputError
 from bayeskernel.inference.conditional import predict, weights
 from bayeskernel.inference.diagnose import Diagnosis, diagnose
 from bayeskernel.inference.run import sample, sample_prior
+from bayeskernel.inference.storage import StorageError, load, save
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.free_energy import free_energy
 from bayeskernel.meanfield.prior import prior_kernel
@@ -24,18 +25,21 @@ __all__ = [
     "MeanField",
     "Network",
     "Sharing",
+    "StorageError",
     "Task",
     "coherence",
     "compare",
     "critical_signal",
     "diagnose",
     "free_energy",
+    "load",
     "plots",
     "predict",
     "prior_kernel",
     "report",
     "sample",
     "sample_prior",
+    "save",
     "solve",
     "tasks",
     "weights",

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import warnings
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 # ArviZ 0.23 announces its next line on import; the command line is no place for that.
 warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
 
 import jax  # noqa: E402
 import typer  # noqa: E402
+import xarray as xr  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from bayeskernel import tasks  # noqa: E402
 from bayeskernel.compare import Comparison, compare  # noqa: E402
 from bayeskernel.errors import BayesKernelError, InputError  # noqa: E402
-from bayeskernel.inference.record import settings  # noqa: E402
+from bayeskernel.inference.conditional import weights  # noqa: E402
+from bayeskernel.inference.diagnose import diagnose  # noqa: E402
+from bayeskernel.inference.record import problem, settings  # noqa: E402
 from bayeskernel.inference.run import sample  # noqa: E402
+from bayeskernel.inference.storage import load, save  # noqa: E402
+from bayeskernel.kernels import coherence  # noqa: E402
 from bayeskernel.meanfield.solve import MeanField, solve  # noqa: E402
 from bayeskernel.network import Network  # noqa: E402
 from bayeskernel.report import report  # noqa: E402
@@ -54,76 +61,157 @@ class SpaceName(StrEnum):
     kernels = "kernels"
 
 
-@app.callback()
-def _root() -> None:
-    """Keep `compare` a subcommand although it is the only one."""
+TaskOption = Annotated[
+    TaskName, typer.Option("--task", help="What to learn; digits and sunspots are real data.")
+]
+Patterns = Annotated[int, typer.Option(help="Number of patterns P; for digits an even number.")]
+Steps = Annotated[int, typer.Option(help="Number of steps T; for digits 1, 2, 4 or 8.")]
+Width = Annotated[int, typer.Option(help="Units per step N.")]
+Space = Annotated[SpaceName, typer.Option(help="Coordinates to sample in; all are exact.")]
+ActivationOption = Annotated[str, typer.Option(help="Activation: linear, erf, tanh or relu.")]
+SharingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="'tied' (RNN), 'untied' (DNN) or labels such as 0,0,1,1; repeat for several. Default: both."
+    ),
+]
+Signal = Annotated[float, typer.Option(help="Factor on the targets.")]
+Noise = Annotated[float, typer.Option(help="kappa: observation noise times width.")]
+DrawsOption = Annotated[int, typer.Option(help="Posterior draws per chain.")]
+Warmup = Annotated[int, typer.Option(help="Adaptation draws per chain.")]
+Chains = Annotated[int, typer.Option(help="Number of chains.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampler (and of the teacher task).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+_FOLDER = Path("bayeskernel-results")
 
 
 @app.command("compare")
 def compare_command(
-    task: Annotated[
-        TaskName, typer.Option(help="What to learn; digits and sunspots are real data.")
-    ] = TaskName.digits,
-    patterns: Annotated[
-        int, typer.Option(help="Number of patterns P; for digits an even number.")
-    ] = 4,
-    steps: Annotated[int, typer.Option(help="Number of steps T; for digits 1, 2, 4 or 8.")] = 4,
-    width: Annotated[int, typer.Option(help="Units per step N.")] = 256,
-    space: Annotated[
-        SpaceName, typer.Option(help="Coordinates to sample in; all are exact.")
-    ] = SpaceName.auto,
-    activation: Annotated[
-        str, typer.Option(help="Activation: linear, erf, tanh or relu.")
-    ] = "linear",
-    sharing: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="'tied' (RNN), 'untied' (DNN) or labels such as 0,0,1,1; repeat for several. Default: both."
-        ),
-    ] = None,
-    signal: Annotated[float, typer.Option(help="Factor on the targets.")] = 2.0,
-    noise: Annotated[float, typer.Option(help="kappa: observation noise times width.")] = 0.3,
-    draws: Annotated[int, typer.Option(help="Posterior draws per chain.")] = 1000,
-    warmup: Annotated[int, typer.Option(help="Adaptation draws per chain.")] = 200,
-    chains: Annotated[int, typer.Option(help="Number of chains.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed of the sampler (and of the teacher task).")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for report.html and the draws.")] = Path(
-        "bayeskernel-results"
-    ),
+    task: TaskOption = TaskName.digits,
+    patterns: Patterns = 4,
+    steps: Steps = 4,
+    width: Width = 1024,
+    space: Space = SpaceName.auto,
+    activation: ActivationOption = "erf",
+    sharing: SharingOption = None,
+    signal: Signal = 2.0,
+    noise: Noise = 0.3,
+    draws: DrawsOption = 1000,
+    warmup: Warmup = 300,
+    chains: Chains = 4,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for report.html and the draws.")] = _FOLDER,
+    as_json: AsJson = False,
 ) -> None:
     """Sample and solve an RNN and a DNN on one task, and compare their kernels.
 
     Writes report.html and the draws (netCDF, one file a network) to the output folder.
     """
     began = time.time()
-    problem = _task(task, patterns, steps, seed).scaled(signal)
+    given = _task(task, patterns, steps, seed).scaled(signal)
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Comparison] = {}
+    spectra: dict[str, xr.Dataset] = {}
     for k, pattern in enumerate(sharing or ["tied", "untied"]):
         network = Network(width, activation, _sharing(pattern), noise=noise)
-        name = {"tied": "RNN (tied)", "untied": "DNN (untied)"}.get(pattern, pattern)
-        _err.print(f"[bold]{name}[/]: {problem.name}, N = {width}, T = {steps}, P = {patterns}")
-        theory = _solve(network, problem)
-        run = sample(
-            jax.random.fold_in(jax.random.key(seed), k),
-            network,
-            problem,
-            space=space.value,
-            num_warmup=warmup,
-            num_samples=draws,
-            num_chains=chains,
-        )
-        file = out / f"draws_{pattern.replace(',', '')}.nc"
-        run.to_netcdf(file, engine="h5netcdf")
+        name = _name(pattern)
+        _err.print(f"[bold]{name}[/]: {given.name}, N = {width}, T = {steps}, P = {patterns}")
+        theory = _solve(network, given)
+        key = jax.random.fold_in(jax.random.key(seed), k)
+        run = _sample(key, network, given, space, warmup, draws, chains, out / _file(pattern))
         results[name] = compare(run, theory)
-        made = settings(run)
-        _err.print(
-            f"  sampled {chains * draws} draws in space {made['space']} ({made['space_reason']}), "
-            f"{made['seconds']:.0f} s, kept in {file}"
-        )
-    page = report(results, out / "report.html")
-    _show(results)
+        if steps > 1:
+            spectra[name] = _one_draw_of_weights(key, network, given, warmup)
+    page = report(results, out / "report.html", weights=spectra)
+    if as_json:
+        _print_json({name: _summary(cmp) for name, cmp in results.items()} | {"report": str(page)})
+        return
+    _show({name: cmp.coherence for name, cmp in results.items()})
+    for name, cmp in results.items():
+        _out.print(f"[bold]{name}[/]. {cmp.verdict}", highlight=False)
+        _out.print(f"  Chains: {cmp.diagnosis.verdict}", highlight=False)
     _out.print(f"Report: {page}  ({time.time() - began:.0f} s)")
+
+
+@app.command("solve")
+def solve_command(
+    task: TaskOption = TaskName.digits,
+    patterns: Patterns = 4,
+    steps: Steps = 4,
+    activation: ActivationOption = "erf",
+    sharing: SharingOption = None,
+    signal: Signal = 2.0,
+    noise: Noise = 0.3,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Solve the mean-field theory alone: coherence between steps, free energy, branches, outliers."""
+    given = _task(task, patterns, steps, seed).scaled(signal)
+    found = {
+        _name(pattern): _solve(Network(1, activation, _sharing(pattern), noise=noise), given)
+        for pattern in sharing or ["tied", "untied"]
+    }
+    if as_json:
+        _print_json({name: _theory_summary(theory) for name, theory in found.items()})
+        return
+    _show({name: (coherence(theory.kernel),) for name, theory in found.items()}, ("theory",))
+    for name, theory in found.items():
+        branches = ", ".join(
+            f"{b.free_energy:.5f}{'' if b.stable else ' (saddle)'}" for b in theory.branches
+        )
+        _out.print(f"[bold]{name}[/]. {theory.result}. Free energy per unit: {branches}")
+
+
+@app.command("sample")
+def sample_command(
+    task: TaskOption = TaskName.digits,
+    patterns: Patterns = 4,
+    steps: Steps = 4,
+    width: Width = 1024,
+    space: Space = SpaceName.auto,
+    activation: ActivationOption = "erf",
+    sharing: SharingOption = None,
+    signal: Signal = 2.0,
+    noise: Noise = 0.3,
+    draws: DrawsOption = 1000,
+    warmup: Warmup = 300,
+    chains: Chains = 4,
+    seed: Seed = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the draws.")] = _FOLDER,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder in which a killed run is kept, and goes on.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Sample posteriors alone; draws go to netCDF files, one a network."""
+    given = _task(task, patterns, steps, seed).scaled(signal)
+    out.mkdir(parents=True, exist_ok=True)
+    said: dict[str, Any] = {}
+    for k, pattern in enumerate(sharing or ["tied", "untied"]):
+        network, file = Network(width, activation, _sharing(pattern), noise=noise), _file(pattern)
+        key = jax.random.fold_in(jax.random.key(seed), k)
+        kept = None if checkpoint is None else checkpoint / Path(file).stem
+        run = _sample(key, network, given, space, warmup, draws, chains, out / file, kept)
+        verdict = diagnose(run).verdict
+        said[_name(pattern)] = {"draws": str(out / file), "chains": verdict}
+        if not as_json:
+            _out.print(f"[bold]{_name(pattern)}[/]. {verdict}", highlight=False)
+    if as_json:
+        _print_json(said)
+
+
+@app.command("report")
+def report_command(
+    files: Annotated[list[Path], typer.Argument(help="Draws written by compare or sample.")],
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("report.html"),
+) -> None:
+    """Solve the theory for saved draws, compare, and write the report."""
+    results: dict[str, Comparison] = {}
+    for file in files:
+        run = load(file)
+        network, given = problem(run)
+        results[file.stem.removeprefix("draws_")] = compare(run, _solve(network, given))
+    _out.print(f"Report: {report(results, out)}")
 
 
 def main() -> None:
@@ -158,13 +246,21 @@ def _sharing(pattern: str) -> str | list[int]:
         raise InputError("--sharing", "tied, untied or labels such as 0,0,1,1", pattern) from None
 
 
+def _name(pattern: str) -> str:
+    return {"tied": "RNN (tied)", "untied": "DNN (untied)"}.get(pattern, pattern)
+
+
+def _file(pattern: str) -> str:
+    return f"draws_{pattern.replace(',', '')}.nc"
+
+
 def _solve(network: Network, task: Task) -> MeanField:
     with _err.status("  solving") as status:
         theory = solve(
             network,
             task,
             progress=lambda stage, step, residual: status.update(
-                f"  solving: {stage} step {step}, residual {residual:.1e}"
+                f"  solving: {stage} step {step}, residual {residual:.1e} of 1e-7"
             ),
         )
     _err.print(
@@ -173,17 +269,94 @@ def _solve(network: Network, task: Task) -> MeanField:
     return theory
 
 
-def _show(results: dict[str, Comparison]) -> None:
+def _sample(
+    key: jax.Array,
+    network: Network,
+    task: Task,
+    space: SpaceName,
+    warmup: int,
+    draws: int,
+    chains: int,
+    file: Path,
+    checkpoint: Path | None = None,
+) -> xr.DataTree:
+    run = sample(
+        key,
+        network,
+        task,
+        space=space.value,
+        num_warmup=warmup,
+        num_samples=draws,
+        num_chains=chains,
+        checkpoint=checkpoint,
+    )
+    save(run, file)
+    made = settings(run)
+    _err.print(
+        f"  sampled {chains * draws} draws in space {made['space']} ({made['space_reason']}), "
+        f"{made['seconds']:.0f} s, kept in {file}"
+    )
+    return run
+
+
+def _one_draw_of_weights(key: jax.Array, network: Network, task: Task, warmup: int) -> xr.Dataset:
+    """Weights of one posterior draw; keeping those of all would take gigabytes."""
+    with _err.status("  drawing weights"):
+        kept = sample(
+            jax.random.fold_in(key, 1),
+            network,
+            task,
+            space="preactivations",
+            num_warmup=warmup,
+            num_samples=1,
+            num_chains=1,
+            keep=("preactivations",),
+            progress=False,
+        )
+        return weights(jax.random.fold_in(key, 2), kept, network, task)
+
+
+def _show(
+    results: Mapping[str, tuple[Any, ...]], sources: tuple[str, ...] = ("sampled", "theory")
+) -> None:
     table = Table(title="Correlation of each step's representation with the last step's")
     table.add_column("network")
-    steps = len(next(iter(results.values())).coherence[0])
+    steps = len(next(iter(results.values()))[0])
     for t in range(1, steps):
         table.add_column(f"step {t}", justify="right")
-    for name, cmp in results.items():
-        for source, values in zip(("sampled", "theory"), cmp.coherence, strict=True):
+    for name, matrices in results.items():
+        for source, values in zip(sources, matrices, strict=True):
             table.add_row(f"{name} {source}", *(f"{v:+.3f}" for v in values[:-1, -1]))
     if steps > 1:
         _out.print(table)
-    for name, cmp in results.items():
-        _out.print(f"[bold]{name}[/]. {cmp.verdict}", highlight=False)
-        _out.print(f"  Chains: {cmp.diagnosis.verdict}", highlight=False)
+
+
+def _print_json(value: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def _summary(cmp: Comparison) -> dict[str, Any]:
+    sampled, theory = (matrix.tolist() for matrix in cmp.coherence)
+    return {
+        "agrees": bool(cmp.agrees),
+        "verdict": cmp.verdict,
+        "chains": cmp.diagnosis.verdict,
+        "largest_z": float(cmp.table["z"].abs().max()),
+        "z_limit": cmp.threshold,
+        "frobenius_error": cmp.frobenius_error,
+        "smallest_ess": float(cmp.table["ess"].min()),
+        "coherence_sampled": sampled,
+        "coherence_theory": theory,
+        "theory": _theory_summary(cmp.theory),
+    }
+
+
+def _theory_summary(theory: MeanField) -> dict[str, Any]:
+    return {
+        "converged": theory.converged,
+        "result": str(theory.result),
+        "residual": theory.residual,
+        "free_energy": theory.free_energy,
+        "branches": [{"free_energy": b.free_energy, "stable": b.stable} for b in theory.branches],
+        "coherence": coherence(theory.kernel).tolist(),
+    }

@@ -21,13 +21,14 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from bayeskernel.errors import InputError
+from bayeskernel.errors import InputError, instance
 from bayeskernel.gauge import align, flip_kernel, sign_symmetry
 from bayeskernel.inference.diagnose import Diagnosis, diagnose
 from bayeskernel.inference.record import SITES, check_same_run
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.solve import MeanField
+from bayeskernel.plots import plot_comparison
 
 Floats = NDArray[np.float64]
 
@@ -121,6 +122,10 @@ class Comparison:
         """Whether the chains can be trusted."""
         return diagnose(self.draws)
 
+    def plot(self) -> np.ndarray:
+        """Draw `bayeskernel.plots.plot_comparison`; returns its axes."""
+        return plot_comparison(self)
+
     def _caveat(self) -> str:
         steps, patterns, _, _ = self.theory.task.shape
         ratio = steps * patterns / self.theory.network.width
@@ -149,7 +154,7 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
     InputError
         If the draws belong to another network or task, or hold no posterior.
     """
-    network, task = theory.network, theory.task
+    network, task = instance("theory", theory, MeanField).network, theory.task
     check_same_run(draws, network, task)
     if "posterior" not in draws:
         raise InputError("draws", "a DataTree with a posterior group", f"groups {list(draws)}")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class BayesKernelError(Exception):
@@ -26,6 +29,13 @@ class InputError(BayesKernelError, ValueError):
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str, object]]:
         return type(self), (self.argument, self.expected, self.got)
+
+
+def instance(argument: str, value: object, kind: type[T]) -> T:
+    """Return ``value`` if it is an instance of ``kind``, else refuse it."""
+    if not isinstance(value, kind):
+        raise InputError(argument, f"a {kind.__name__}", f"{type(value).__name__}: {value!r:.80}")
+    return value
 
 
 def positive(argument: str, value: object) -> float:

@@ -144,7 +144,7 @@ def digits(
     start = positive_integer("start", start, minimum=0)
     if 8 % steps:
         raise InputError("steps", "1, 2, 4 or 8, so that every step sees equally many rows", steps)
-    if len(set(classes)) != 2 or not set(classes) <= set(range(10)):
+    if [*classes] not in [[a, b] for a in range(10) for b in range(10) if a != b]:
         raise InputError("classes", "two different digits 0..9", repr(classes))
     images, labels = load_digits(return_X_y=True)
     available = min(int(np.sum(labels == digit)) for digit in classes)

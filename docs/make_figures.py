@@ -22,7 +22,8 @@ def kernels() -> None:
             jax.random.key(0), network, task, space="weights", num_warmup=200, num_samples=200
         )
         results[name] = bk.compare(draws, bk.solve(network, task))
-    bk.plots.plot_comparison(results).savefig(FOLDER / "kernels.png", dpi=110)
+    axes = bk.plots.plot_comparison(results)
+    axes[0, 0].get_figure().savefig(FOLDER / "kernels.png", dpi=110)
 
 
 def width_scaling() -> None:

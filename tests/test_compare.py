@@ -1,5 +1,6 @@
 """Comparison, plots, report and command line on one quick run."""
 
+import json
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -8,7 +9,6 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
-from matplotlib.axes import Axes
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
@@ -120,17 +120,6 @@ def test_other_networks_and_tasks_are_refused(theory):
         bk.compare(prior, theory)
 
 
-def test_plots_return_axes(theory):
-    cmp = bk.compare(fake_draws(theory), theory)
-    assert isinstance(bk.plots.plot_kernel(theory.kernel), Axes)
-    assert isinstance(bk.plots.plot_coherence(cmp), Axes)
-    figure = bk.plots.plot_comparison({"RNN": cmp, "again": cmp})
-    titles = [axes.get_title() for axes in figure.axes]
-    assert "RNN: sampled, N = 256" in titles
-    with pytest.raises(InputError, match="kernel: expected shape"):
-        bk.plots.plot_kernel(np.ones((3, 3)))
-
-
 class _Page(HTMLParser):
     def __init__(self):
         super().__init__()
@@ -151,11 +140,53 @@ def test_report_is_one_self_contained_page(theory, tmp_path):
     page.feed(path.read_text())
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 2
+    # Networks, kernels, coherence, predictions, and two rank plots a network.
+    assert page.tags.count("svg") == 2 + 1 + 1 + 2 + 4
     text = " ".join(page.text)
     assert cmp.verdict in text
     assert "<b>" in text
-    assert text.index("Samples and theory") < text.index("Kernels")
+    titles = (
+        "Samples and theory",
+        "Task and networks",
+        "Kernels",
+        "Predictions",
+        "Weight spectrum",
+        "worst R-hat",
+    )
+    assert sorted(titles, key=text.index) == list(titles)
+    # Lines and letters are visible on a dark page.
+    assert "#000000" not in path.read_text()
+
+
+def test_report_holds_code_that_repeats_the_run(tmp_path):
+    task = bk.Task([[[1.0, 0.1]], [[0.3, 0.0]], [[0.0, 1 / 3]]], [[np.nan], [0.7], [2.0]], "three")
+    network = bk.Network(16, "linear", bk.Sharing([0, 0, 1], "tied", "untied"), noise=0.3)
+    settings = {"num_warmup": 50, "num_samples": 30, "num_chains": 2, "progress": False}
+    draws = bk.sample(jax.random.key(8), network, task, **settings)
+    cmp = bk.compare(draws, bk.solve(network, task))
+    page = _Page()
+    page.feed(bk.report(cmp, tmp_path / "report.html").read_text())
+    code = next(text for text in page.text if "import bayeskernel" in text)
+    names = {}
+    exec(code.replace('"report.html"', repr(str(tmp_path / "again.html"))), names)
+    assert np.array_equal(names["draws"]["posterior"]["kernel"], draws["posterior"]["kernel"])
+
+
+def test_report_shows_the_spectrum_of_weights_that_were_kept(tmp_path):
+    settings = {"num_warmup": 50, "num_samples": 30, "num_chains": 1, "progress": False}
+    for k, keep in enumerate((("preactivations",), ("weights",), ())):
+        space = "weights" if "weights" in keep else "preactivations"
+        draws = bk.sample(
+            jax.random.key(0),
+            bk.Network(16, "linear", noise=0.5),
+            TASK,
+            space=space,
+            keep=keep,
+            **settings,
+        )
+        theory = bk.solve(bk.Network(16, "linear", noise=0.5), TASK)
+        text = bk.report(bk.compare(draws, theory), tmp_path / "report.html").read_text()
+        assert ("in the complex plane" in text) == (k < 2)
 
 
 def test_report_refuses_a_missing_folder(theory, tmp_path):
@@ -176,16 +207,28 @@ def command(*arguments, cwd):
     )
 
 
+@pytest.mark.long
 def test_command_line_compares_and_reports(tmp_path):
-    options = "--task sine --patterns 2 --steps 3 --width 24 --space weights --draws 100 --warmup 100 --chains 2"
+    problem = "--task sine --patterns 2 --steps 3 --activation linear"
+    options = f"{problem} --width 24 --space weights --draws 100 --warmup 100 --chains 2"
     done = command("compare", *options.split(), "--out", "results", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "RNN (tied) sampled" in done.stdout
     assert "DNN (untied) theory" in done.stdout
     assert (tmp_path / "results" / "report.html").exists()
-    draws = xr.open_datatree(tmp_path / "results" / "draws_tied.nc", engine="h5netcdf")
+    draws = bk.load(tmp_path / "results" / "draws_tied.nc")
     assert draws["posterior"].sizes["draw"] == 100
     draws.close()
+    files = [f"results/draws_{sharing}.nc" for sharing in ("tied", "untied")]
+    done = command("report", *files, "--out", "again.html", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Kernels" in (tmp_path / "again.html").read_text()
+    # For machines: one JSON object, and nothing else, on standard output.
+    quick = f"{problem} --width 24 --space weights --draws 9 --warmup 9 --chains 1"
+    for name, more in (("compare", quick), ("sample", quick), ("solve", problem)):
+        done = command(name, *more.split(), "--sharing", "tied", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout).keys() >= {"RNN (tied)"}
 
 
 @pytest.mark.parametrize(

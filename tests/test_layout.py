@@ -10,11 +10,12 @@ import bayeskernel
 ROOT = Path(bayeskernel.__file__).parent
 LAYERS = [
     {"errors"},
-    {"activations", "tasks", "network", "keys"},
+    {"activations", "tasks", "network", "arguments"},
     {"kernels", "gauge"},
     {"inference", "meanfield"},
+    {"plots"},
     {"compare"},
-    {"plots", "report"},
+    {"report"},
     {"cli"},
     {"__main__"},
 ]

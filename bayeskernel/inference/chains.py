@@ -131,7 +131,7 @@ def run(
     report: Report | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Draws:
-    """Run one chain per key; arrays of shape (chain, draw, ...)."""
+    """Run one chain per key; arrays of shape (chain, draw, ...), none where a checkpoint keeps them."""
     double = bool(jnp.zeros(()).dtype == jnp.float64)
     stop = threading.Event()
 
@@ -205,8 +205,6 @@ def _run_chain(
         if checkpoint is not None and due:
             files = checkpoint.save(chain, state, done, files, _joined(parts))
             parts, written = [], time.monotonic()
-    if checkpoint is not None:
-        parts = checkpoint.draws(chain, files)
     return _joined(parts)
 
 

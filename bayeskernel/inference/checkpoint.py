@@ -1,8 +1,8 @@
 """How is a run kept safe? Draws and the state of every chain on disk, each file whole or not there.
 
 A checkpoint is a folder: ``run.json`` says what is sampled and by which versions; ``chain-000`` and so on hold
-parts of draws and the state after the last of them. A file is written beside its place, flushed to disk and
-renamed, and begins with a checksum, so that a kill at any moment loses at most the draws since the last part.
+parts of draws and the state after the last of them, so that a kill at any moment loses at most the draws since
+the last part. ``draws.nc`` takes the place of the parts once the run is complete.
 """
 
 from __future__ import annotations
@@ -12,27 +12,33 @@ import io
 import json
 import os
 import platform
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import xarray as xr
 
-from bayeskernel.errors import BayesKernelError, InputError
-from bayeskernel.keys import is_typed
+from bayeskernel.arguments import is_typed
+from bayeskernel.errors import InputError
+from bayeskernel.inference.storage import (
+    UNFINISHED,
+    StorageError,
+    in_place,
+    load,
+    read_sealed,
+    write_parts,
+)
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
 Draws = dict[str, np.ndarray]
 
-_MAGIC = b"bayeskernel checkpoint 1\n"
+_INTACT = "what was written before is intact, and the same call goes on from there"
 _VERSIONS = ("bayeskernel", "jax", "jaxlib", "numpyro", "numpy")
-
-
-class CheckpointError(BayesKernelError):
-    """A checkpoint cannot be written or read; the message says what is left."""
 
 
 class Saved(NamedTuple):
@@ -65,20 +71,27 @@ class Checkpoint:
     """
 
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
+        if not isinstance(folder, (str, os.PathLike)):
+            raise InputError("checkpoint", "the path of a folder", repr(folder))
         self.folder = Path(folder)
         plain = json.loads(json.dumps(identity))
         record = self.folder / "run.json"
-        if not record.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
-            raise InputError(
-                "checkpoint", "a new folder or that of a run", f"{self.folder}, with other files"
-            )
         try:
             if not record.exists():
+                if any(path.suffix != UNFINISHED for path in self._files()):
+                    raise InputError(
+                        "checkpoint",
+                        "a new folder or that of a run",
+                        f"{self.folder}, with other files",
+                    )
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _write(record, json.dumps(plain, indent=1, sort_keys=True).encode())
+                with in_place(record, seal=False) as beside:
+                    beside.write_text(json.dumps(plain, indent=1, sort_keys=True))
             found = json.loads(record.read_bytes())
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"checkpoint {self.folder}: {error}") from error
+            if isinstance(error, InputError):
+                raise
+            raise StorageError(f"checkpoint {self.folder}: {error}") from error
         for name in sorted(plain | found):
             if found.get(name) != plain.get(name):
                 raise InputError(
@@ -97,27 +110,62 @@ class Checkpoint:
         leaves = [arrays[f"leaf{i}"] for i in range(count)]
         return Saved(leaves, int(arrays["done"]), int(arrays["parts"]))
 
-    def draws(self, chain: int, parts: int) -> list[Draws]:
-        """The parts of a chain's draws."""
-        return [_read(self._chain(chain) / f"draws-{i:06d}") for i in range(parts)]
-
     def save(self, chain: int, state: Any, done: int, parts: int, rows: Draws) -> int:
         """Write draws, if there are any, then the state that follows them; returns the number of parts."""
         folder = self._chain(chain)
+        leaves = {f"leaf{i}": _plain(x) for i, x in enumerate(jax.tree.leaves(state))}
         try:
             folder.mkdir(exist_ok=True)
             if rows:
-                _write(folder / f"draws-{parts:06d}", _packed(rows))
+                _write(folder / f"draws-{parts:06d}", rows)
                 parts += 1
-            leaves = {f"leaf{i}": _plain(x) for i, x in enumerate(jax.tree.leaves(state))}
             counts = {"done": np.array(done), "parts": np.array(parts)}
-            _write(folder / "state", _packed(leaves | counts))
-        except OSError as error:
-            raise CheckpointError(
-                f"checkpoint {self.folder}: {error.strerror or error}; "
-                f"what was written before is intact, and the same call goes on from there"
-            ) from error
+            _write(folder / "state", leaves | counts)
+        except (OSError, StorageError) as error:
+            raise StorageError(f"{error}; {_INTACT}") from error
         return parts
+
+    def finished(self) -> xr.DataTree | None:
+        """The draws of a complete run, on disk."""
+        return load(self._whole) if self._whole.exists() else None
+
+    def finish(
+        self, chains: int, draws: int, arrange: Callable[[Draws], xr.DataTree]
+    ) -> xr.DataTree:
+        """Join the parts in one file, one part in memory at a time, and open it."""
+        first = next(self._parts(0))[1]
+        try:
+            write_parts(
+                self._whole,
+                arrange(first),
+                chains,
+                draws,
+                (
+                    (chain, row, arrange(part))
+                    for chain in range(chains)
+                    for row, part in self._parts(chain)
+                ),
+            )
+        except StorageError as error:
+            raise StorageError(f"{error}; {_INTACT}") from error
+        for chain in range(chains):
+            shutil.rmtree(self._chain(chain))
+        return load(self._whole)
+
+    def _parts(self, chain: int) -> Iterator[tuple[int, Draws]]:
+        """First row and draws, shape (1, draw, ...), of each part of a chain."""
+        saved, row = self.load(chain), 0
+        for i in range(saved.parts if saved else 0):
+            rows = _read(self._chain(chain) / f"draws-{i:06d}")
+            yield row, {name: values[None] for name, values in rows.items()}
+            row += len(rows["kernel"])
+
+    def _files(self) -> list[Path]:
+        return list(self.folder.iterdir()) if self.folder.is_dir() else []
+
+    @property
+    def _whole(self) -> Path:
+        return self.folder / "draws.nc"
 
     def _chain(self, chain: int) -> Path:
         return self.folder / f"chain-{chain:03d}"
@@ -162,46 +210,11 @@ def _plain(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, **dict(arrays))  # type: ignore[arg-type]
-    payload = buffer.getvalue()
-    return _header(payload) + payload
-
-
-def _header(payload: bytes) -> bytes:
-    return _MAGIC + hashlib.sha256(payload).hexdigest().encode() + b"\n"
-
-
-def _write(path: Path, payload: bytes) -> None:
-    """Put a file in place whole: written beside it, flushed, renamed."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-    # The rename itself lasts once the folder is on disk.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    with in_place(path) as beside, open(beside, "wb") as file:
+        np.savez(file, **dict(arrays))  # type: ignore[arg-type]
 
 
 def _read(path: Path) -> Draws:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    payload = content[len(_header(b"")) :]
-    if content != _header(payload) + payload:
-        raise CheckpointError(
-            f"{path} is damaged: its checksum does not match. Other files of the checkpoint are not touched"
-        )
-    with np.load(io.BytesIO(payload), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(read_sealed(path)), allow_pickle=False) as arrays:
         return dict(arrays)

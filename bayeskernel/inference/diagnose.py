@@ -16,7 +16,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayeskernel.errors import InputError
+from bayeskernel.errors import InputError, instance
 from bayeskernel.gauge import align, flip_kernel
 from bayeskernel.inference.record import settings, symmetry
 
@@ -132,12 +132,13 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
     InputError
         If the draws hold no posterior, or too few draws to split a chain.
     """
+    instance("draws", draws, xr.DataTree)
     if "posterior" not in draws or "symmetry" not in draws.attrs:
         raise InputError("draws", "a DataTree from bayeskernel.sample", f"groups {list(draws)}")
     posterior, stats = draws["posterior"].to_dataset(), draws["sample_stats"].to_dataset()
     if posterior.sizes["draw"] < 4:
         raise InputError("draws", "at least 4 draws a chain", posterior.sizes["draw"])
-    kernel, output, flipped = _gauge_fixed(draws)
+    kernel, output, flipped = gauge_fixed(draws)
     lp = stats["lp"].to_numpy().astype(np.float64)
     norms = np.sqrt(np.einsum("cdtasb->cdts", kernel**2))
     table = _summary(_columns(kernel, output, lp, norms))
@@ -158,7 +159,7 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
     )
 
 
-def _gauge_fixed(draws: xr.DataTree) -> tuple[Floats, Floats, float]:
+def gauge_fixed(draws: xr.DataTree) -> tuple[Floats, Floats, float]:
     """Kernels and outputs with signs brought to those of the mean, and the share of draws flipped."""
     kernel = draws["posterior"]["kernel"].to_numpy().astype(np.float64)
     output = draws["posterior"]["output"].to_numpy().astype(np.float64)

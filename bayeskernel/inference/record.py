@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import xarray as xr
 
-from bayeskernel.errors import InputError
+from bayeskernel.arguments import check_problem, is_typed
+from bayeskernel.errors import InputError, instance
 from bayeskernel.gauge import SignSymmetry, sign_symmetry
 from bayeskernel.kernels import kernel_map
-from bayeskernel.keys import is_typed
-from bayeskernel.network import Network
+from bayeskernel.network import Network, Sharing
 from bayeskernel.tasks import Task
 
 SITES = ("step", "pattern", "other_step", "other_pattern")
@@ -87,6 +87,16 @@ def settings(draws: xr.DataTree) -> dict[str, Any]:
     return dict(json.loads(str(draws.attrs["settings"])))
 
 
+def problem(draws: xr.DataTree) -> tuple[Network, Task]:
+    """The network and the task of a run, from its records."""
+    described = json.loads(str(draws.attrs["network"]))
+    if isinstance(described["sharing"], dict):
+        described["sharing"] = Sharing(**described["sharing"])
+    inputs = draws["constant_data"]["inputs"].to_numpy()
+    targets = draws["observed_data"]["targets"].to_numpy()
+    return Network(**described), Task(inputs, targets, str(draws.attrs["task"]))
+
+
 def symmetry(draws: xr.DataTree) -> SignSymmetry:
     """The sign symmetry of a run."""
     steps = draws["constant_data"].sizes["step"]
@@ -104,7 +114,8 @@ def seed_data(rng_key: jax.Array) -> list[int]:
 
 def check_same_run(draws: xr.DataTree, network: Network, task: Task) -> None:
     """Refuse draws that belong to another network or task."""
-    recorded = draws.attrs.get("network")
+    check_problem(network, task)
+    recorded = instance("draws", draws, xr.DataTree).attrs.get("network")
     if recorded is None or "observed_data" not in draws:
         raise InputError("draws", "a DataTree from bayeskernel.sample", "one without its records")
     expected = network.describe()

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from bayeskernel.arguments import check_key, check_problem
 from bayeskernel.errors import InputError, positive_integer
 from bayeskernel.inference import chains, preactivations, record, weights
-from bayeskernel.inference.checkpoint import Checkpoint, identity
+from bayeskernel.inference.checkpoint import Checkpoint, Draws, identity
 from bayeskernel.inference.progress import chain_bars
 from bayeskernel.inference.space import (
     kernels_of_linear_networks,
     preactivation_space,
     weight_space,
 )
-from bayeskernel.keys import check_key
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
@@ -68,7 +68,8 @@ def sample(
     checkpoint
         Folder in which the run is kept as it goes, warm-up included. The same call goes on from there after
         an interruption of any kind, with draws identical to the bit to those of an undisturbed run on the same
-        machine and versions; a folder of another run is refused. Draws wait on disk, not in memory.
+        machine and versions; a folder of another run is refused. Draws stay on disk: memory does not grow with
+        their number, and the result reads from ``draws.nc`` in the folder what is asked of it.
     progress
         Show a bar per chain when standard error is a terminal.
 
@@ -85,6 +86,7 @@ def sample(
     """
     started = time.time()
     rng_key = check_key(rng_key)
+    check_problem(network, task)
     keep = _checked(space, sampler, keep)
     positive_integer("num_warmup", num_warmup, minimum=0)
     for name, count in (("num_samples", num_samples), ("num_chains", num_chains)):
@@ -106,6 +108,8 @@ def sample(
             "double": _double(),
         }
         kept = Checkpoint(checkpoint, identity(network, task, record.seed_data(rng_key), layout))
+        if (finished := kept.finished()) is not None:
+            return finished
     engine = _sampler(chosen.name, chosen.static, sampler, num_warmup, keep)
     keys = jax.random.split(rng_key, num_chains)
     title = f"{chosen.name}, {sampler} ({chosen.reason})"
@@ -122,12 +126,16 @@ def sample(
         "num_samples": num_samples,
         "num_chains": num_chains,
         "rng_key": record.seed_data(rng_key),
-        "dtype": str(draws["kernel"].dtype),
         "backend": jax.default_backend(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),
     }
-    return record.to_datatree(draws, "posterior", network, task, settings)
+
+    def arrange(draws: Draws) -> xr.DataTree:
+        dtype = {"dtype": str(draws["kernel"].dtype)}
+        return record.to_datatree(draws, "posterior", network, task, settings | dtype)
+
+    return arrange(draws) if kept is None else kept.finish(num_chains, num_samples, arrange)
 
 
 def sample_prior(
@@ -141,6 +149,7 @@ def sample_prior(
     constant_data.
     """
     rng_key = check_key(rng_key)
+    check_problem(network, task)
     positive_integer("num_samples", num_samples)
     net, given = weights.structure(network, task.shape[0]), weights.data(network, task)
     keys = jax.random.split(rng_key, num_samples)
@@ -229,11 +238,11 @@ def _prior_batch(
 
 
 def _checked(space: str, sampler: str, keep: Sequence[str]) -> tuple[str, ...]:
-    if space not in ("auto", "weights", "preactivations", "kernels"):
+    if not isinstance(space, str) or space not in ("auto", "weights", "preactivations", "kernels"):
         raise InputError("space", "'auto', 'weights', 'preactivations' or 'kernels'", repr(space))
-    if sampler not in ("auto", "nuts", "hmc"):
+    if not isinstance(sampler, str) or sampler not in ("auto", "nuts", "hmc"):
         raise InputError("sampler", "'auto', 'nuts' or 'hmc'", repr(sampler))
     allowed = ("weights", "preactivations")
-    if isinstance(keep, str) or not set(keep) <= set(allowed):
+    if not isinstance(keep, (tuple, list)) or any(name not in allowed for name in keep):
         raise InputError("keep", f"a sequence drawn from {allowed}", repr(keep))
     return tuple(sorted(set(keep)))

@@ -21,6 +21,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from numpy.typing import NDArray
 
+from bayeskernel.arguments import check_problem
 from bayeskernel.errors import InputError
 from bayeskernel.kernels import (
     KernelMap,
@@ -126,6 +127,7 @@ def free_energy(network: Network, task: Task, kernel: Floats) -> float:
     InputError
         If the kernel has another shape or is not positive definite on the range of the prior's.
     """
+    check_problem(network, task)
     steps, patterns, _, _ = task.shape
     if np.shape(kernel) != (steps, patterns, steps, patterns):
         raise InputError("kernel", f"shape {(steps, patterns) * 2}", f"shape {np.shape(kernel)}")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.activations import Activation
+from bayeskernel.arguments import check_problem
 from bayeskernel.kernels import KernelMap, kernel_map, preactivation_kernel
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
@@ -26,6 +27,7 @@ _QUADRATURE_NODES = 96
 
 def prior_kernel(network: Network, task: Task) -> Floats:
     """C of the infinitely wide network under its prior, shape (T, P, T, P), float64."""
+    check_problem(network, task)
     with jax.enable_x64(True):
         return prior_recursion(network.phi, kernel_map(network, task))
 

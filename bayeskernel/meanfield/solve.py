@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from bayeskernel.arguments import check_key, check_problem
 from bayeskernel.errors import InputError, positive, positive_integer
 from bayeskernel.gauge import sign_symmetry
 from bayeskernel.kernels import kernel_map
-from bayeskernel.keys import check_key
 from bayeskernel.meanfield import linear, nonlinear
 from bayeskernel.meanfield.fluctuations import Fluctuations
 from bayeskernel.meanfield.gaussian import Progress, Status
@@ -240,6 +240,7 @@ def solve_branches(
     every_branch: bool,
 ) -> MeanField:
     """`solve`, or only the branch that raising the signal from zero leads to."""
+    check_problem(network, task)
     positive("tolerance", tolerance)
     positive_integer("max_steps", max_steps)
     symmetry = sign_symmetry(network, task)

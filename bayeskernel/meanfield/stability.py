@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag, eigh, pinvh
 from scipy.optimize import bisect, brentq, minimize_scalar
 
+from bayeskernel.arguments import check_problem
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.kernels import coherence, kernel_map, supervision
 from bayeskernel.meanfield.problem import coupled_steps
@@ -87,6 +88,7 @@ def critical_signal(
     NoTransitionError
         If the untied solution stays stable up to sixty times the targets, or nothing is shared.
     """
+    check_problem(network, task)
     if not _protected(network, task):
         return _crossover(network, task, rng_key)
     untied = replace(network, sharing="untied")
