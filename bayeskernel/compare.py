@@ -21,7 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from bayeskernel.errors import InputError, instance
+from bayeskernel.errors import instance
 from bayeskernel.gauge import align, flip_kernel, sign_symmetry
 from bayeskernel.inference.diagnose import Diagnosis, diagnose
 from bayeskernel.inference.record import SITES, check_same_run
@@ -156,8 +156,6 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
     """
     network, task = instance("theory", theory, MeanField).network, theory.task
     check_same_run(draws, network, task)
-    if "posterior" not in draws:
-        raise InputError("draws", "a DataTree with a posterior group", f"groups {list(draws)}")
     symmetry = sign_symmetry(network, task)
     raw = draws["posterior"]["kernel"].to_numpy().astype(np.float64)
     signs, output_signs = align(raw, theory.kernel, symmetry)

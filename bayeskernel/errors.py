@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 T = TypeVar("T")
 
@@ -56,12 +60,37 @@ def positive_integer(argument: str, value: object, minimum: int = 1) -> int:
     return int(value)  # type: ignore[call-overload]
 
 
+def integers(argument: str, value: object, expected: str) -> list[int]:
+    """Return a sequence of whole numbers as a list, else refuse it."""
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
+        found = list(value)
+        if all(_is_real(v) and not isinstance(v, bool) and float(v).is_integer() for v in found):
+            return [int(v) for v in found]
+    raise InputError(argument, expected, repr(value))
+
+
+def real_array(
+    argument: str, value: ArrayLike, ndims: Sequence[int], shape: str
+) -> NDArray[np.float64]:
+    """Return a copy of ``value`` in float64 if it has one of the numbers of dimensions, else refuse it."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "iuf":
+            raise TypeError
+    except (TypeError, ValueError):
+        got = getattr(value, "dtype", type(value).__name__)
+        raise InputError(argument, f"real numbers of shape {shape}", str(got)) from None
+    if array.ndim not in ndims:
+        raise InputError(argument, f"shape {shape}", f"shape {array.shape}")
+    return np.array(array, np.float64)
+
+
 def _is_real(value: object) -> bool:
     # NumPy and JAX scalars convert; strings do too, but a string is never meant as a number here.
     if isinstance(value, (str, bytes)) or getattr(value, "ndim", 0) != 0:
         return False
     try:
         float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return False
     return True

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from bayeskernel.errors import InputError
+from bayeskernel.errors import InputError, real_array
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
@@ -137,8 +137,8 @@ def coherence(kernel: NDArray[np.float64] | jax.Array) -> NDArray[np.float64]:
     -------
     Shape (..., T, T); NaN where a step's units are silent for every pattern.
     """
-    array = np.asarray(kernel)
-    if array.ndim < 4 or array.shape[-4:-2] != array.shape[-2:]:
+    array = real_array("kernel", kernel, range(4, 33), "(..., T, P, T, P)")
+    if array.shape[-4:-2] != array.shape[-2:]:
         raise InputError("kernel", "shape (..., T, P, T, P)", f"shape {array.shape}")
     overlap = np.einsum("...tasa->...ts", array)
     size = np.sqrt(np.einsum("...tt->...t", overlap))

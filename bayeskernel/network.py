@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from bayeskernel.activations import Activation, resolve
-from bayeskernel.errors import InputError, positive, positive_integer
+from bayeskernel.errors import InputError, instance, positive, positive_integer
+from bayeskernel.tasks import Task
 
 Pattern: TypeAlias = str | Sequence[int]
 Scaling: TypeAlias = Literal["mean_field", "standard"]
@@ -153,6 +154,12 @@ class Network:
             "activation": self.phi.name,
             "sharing": plain,
         }
+
+
+def check_problem(network: object, task: object) -> None:
+    """Refuse anything but a `Network` and a `Task` whose numbers of steps fit."""
+    steps = instance("task", task, Task).shape[0]
+    instance("network", network, Network).labels(steps)
 
 
 def _checked_pattern(argument: str, pattern: object) -> Pattern:

@@ -16,7 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.datasets import load_digits
 from statsmodels.datasets import sunspots as sunspot_numbers
 
-from bayeskernel.errors import InputError, positive, positive_integer
+from bayeskernel.errors import InputError, integers, positive, positive_integer, real_array
+from bayeskernel.keys import check_key
 
 Floats: TypeAlias = NDArray[np.float64]
 Supervised: TypeAlias = Literal["all"] | Sequence[int]
@@ -53,8 +54,8 @@ class Task:
     name: str = "task"
 
     def __post_init__(self) -> None:
-        inputs = _real_array("inputs", self.inputs, (3,), "(T, P, D)")
-        targets = _real_array("targets", self.targets, (2, 3), "(T, P) or (T, P, O)")
+        inputs = real_array("inputs", self.inputs, (3,), "(T, P, D)")
+        targets = real_array("targets", self.targets, (2, 3), "(T, P) or (T, P, O)")
         if targets.ndim == 2:
             targets = targets[..., None]
         if targets.shape[:2] != inputs.shape[:2]:
@@ -104,8 +105,8 @@ def endpoint(patterns: ArrayLike, labels: ArrayLike, steps: int, *, name: str = 
     steps
         T.
     """
-    inputs = _real_array("patterns", patterns, (2,), "(P, D)")
-    values = _real_array("labels", labels, (1, 2), "(P,) or (P, O)")
+    inputs = real_array("patterns", patterns, (2,), "(P, D)")
+    values = real_array("labels", labels, (1, 2), "(P,) or (P, O)")
     steps = positive_integer("steps", steps)
     if values.shape[0] != inputs.shape[0]:
         raise InputError(
@@ -144,19 +145,21 @@ def digits(
     start = positive_integer("start", start, minimum=0)
     if 8 % steps:
         raise InputError("steps", "1, 2, 4 or 8, so that every step sees equally many rows", steps)
-    if [*classes] not in [[a, b] for a in range(10) for b in range(10) if a != b]:
-        raise InputError("classes", "two different digits 0..9", repr(classes))
+    two = "two different digits 0..9"
+    chosen = integers("classes", classes, two)
+    if len(chosen) != 2 or len({*chosen}) != 2 or not {*chosen} <= {*range(10)}:
+        raise InputError("classes", two, repr(classes))
     images, labels = load_digits(return_X_y=True)
-    available = min(int(np.sum(labels == digit)) for digit in classes)
+    available = min(int(np.sum(labels == digit)) for digit in chosen)
     if start + count > available:
         raise InputError("start + patterns_per_class", f"at most {available}", start + count)
-    both = images[np.isin(labels, classes)]
+    both = images[np.isin(labels, chosen)]
     centre = both.mean(axis=0)
     scale = np.sqrt(np.mean((both - centre) ** 2))
-    chosen = np.concatenate([images[labels == digit][start : start + count] for digit in classes])
-    rows = ((chosen - centre) / scale).reshape(2 * count, steps, -1)
+    picked = np.concatenate([images[labels == digit][start : start + count] for digit in chosen])
+    rows = ((picked - centre) / scale).reshape(2 * count, steps, -1)
     targets = _last_step_only(np.repeat([1.0, -1.0], count), steps)
-    return Task(rows.swapaxes(0, 1), targets, f"digits {classes[0]} against {classes[1]}")
+    return Task(rows.swapaxes(0, 1), targets, f"digits {chosen[0]} against {chosen[1]}")
 
 
 def sunspots(
@@ -267,7 +270,7 @@ def linear_teacher(
     """
     patterns, steps = positive_integer("patterns", patterns), positive_integer("steps", steps)
     input_dim = positive_integer("input_dim", input_dim, minimum=2)
-    key_inputs, key_rotation, key_reader = jax.random.split(rng_key, 3)
+    key_inputs, key_rotation, key_reader = jax.random.split(check_key(rng_key), 3)
 
     def normal(key: jax.Array, shape: tuple[int, ...]) -> Floats:
         return np.asarray(jax.random.normal(key, shape), np.float64)
@@ -285,19 +288,6 @@ def linear_teacher(
     return Task(
         _first_step_only(inputs, steps), _keep_steps(targets[..., None], supervised), "teacher"
     )
-
-
-def _real_array(argument: str, value: ArrayLike, ndims: tuple[int, ...], shape: str) -> Floats:
-    try:
-        array = np.asarray(value)
-        if array.dtype.kind not in "iuf":
-            raise TypeError
-    except (TypeError, ValueError):
-        got = getattr(value, "dtype", type(value).__name__)
-        raise InputError(argument, f"real numbers of shape {shape}", str(got)) from None
-    if array.ndim not in ndims:
-        raise InputError(argument, f"shape {shape}", f"shape {array.shape}")
-    return np.array(array, np.float64)
 
 
 def _first_bad(argument: str, array: Floats) -> str:
@@ -321,10 +311,14 @@ def _keep_steps(targets: Floats, supervised: Supervised | None) -> Floats:
     steps = len(targets)
     if isinstance(supervised, str) and supervised == "all":
         return targets
-    chosen = range(1, steps + 1, 2) if supervised is None else supervised
-    allowed = set(range(1, steps + 1))
-    if isinstance(chosen, str) or not set(chosen) or not set(chosen) <= allowed:
-        raise InputError("supervised", f"'all' or a non-empty list of steps 1..{steps}", supervised)
+    some = f"'all' or a non-empty list of steps 1..{steps}"
+    chosen = (
+        [*range(1, steps + 1, 2)]
+        if supervised is None
+        else integers("supervised", supervised, some)
+    )
+    if not chosen or not {*chosen} <= {*range(1, steps + 1)}:
+        raise InputError("supervised", some, supervised)
     out = np.full_like(targets, np.nan)
     index = [step - 1 for step in sorted(set(chosen))]
     out[index] = targets[index]

@@ -10,7 +10,7 @@ import bayeskernel
 ROOT = Path(bayeskernel.__file__).parent
 LAYERS = [
     {"errors"},
-    {"activations", "tasks", "network", "arguments"},
+    {"activations", "tasks", "network", "keys"},
     {"kernels", "gauge"},
     {"inference", "meanfield"},
     {"plots"},

@@ -22,7 +22,6 @@ import jax
 import numpy as np
 import xarray as xr
 
-from bayeskernel.arguments import is_typed
 from bayeskernel.errors import InputError
 from bayeskernel.inference.storage import (
     UNFINISHED,
@@ -32,6 +31,7 @@ from bayeskernel.inference.storage import (
     read_sealed,
     write_parts,
 )
+from bayeskernel.keys import is_typed
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 

@@ -20,11 +20,11 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from bayeskernel.arguments import check_key
 from bayeskernel.errors import InputError
 from bayeskernel.inference import preactivations, record
 from bayeskernel.inference import weights as weight_model
 from bayeskernel.inference.preactivations import pivoted_cholesky
+from bayeskernel.keys import check_key
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 

@@ -16,9 +16,9 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayeskernel.errors import InputError, instance
+from bayeskernel.errors import InputError
 from bayeskernel.gauge import align, flip_kernel
-from bayeskernel.inference.record import settings, symmetry
+from bayeskernel.inference.record import check_draws, settings, symmetry
 
 Floats = NDArray[np.float64]
 
@@ -132,9 +132,7 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
     InputError
         If the draws hold no posterior, or too few draws to split a chain.
     """
-    instance("draws", draws, xr.DataTree)
-    if "posterior" not in draws or "symmetry" not in draws.attrs:
-        raise InputError("draws", "a DataTree from bayeskernel.sample", f"groups {list(draws)}")
+    check_draws(draws)
     posterior, stats = draws["posterior"].to_dataset(), draws["sample_stats"].to_dataset()
     if posterior.sizes["draw"] < 4:
         raise InputError("draws", "at least 4 draws a chain", posterior.sizes["draw"])

@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import xarray as xr
 
-from bayeskernel.arguments import check_problem, is_typed
 from bayeskernel.errors import InputError, instance
 from bayeskernel.gauge import SignSymmetry, sign_symmetry
 from bayeskernel.kernels import kernel_map
-from bayeskernel.network import Network, Sharing
+from bayeskernel.keys import is_typed
+from bayeskernel.network import Network, Sharing, check_problem
 from bayeskernel.tasks import Task
 
 SITES = ("step", "pattern", "other_step", "other_pattern")
@@ -28,6 +28,13 @@ _DIMS: dict[str, tuple[str, ...]] = {
     "readout_weights": ("readout_label", "output_unit", "unit"),
 }
 _STATS = ("lp", "energy", "n_steps", "acceptance_rate", "diverging", "step_size")
+_CONTENT = {
+    "posterior": ("kernel", "output"),
+    "sample_stats": ("lp", "energy", "diverging", "n_steps"),
+    "observed_data": ("targets",),
+    "constant_data": ("inputs", "supervised"),
+}
+_RECORDS = ("network", "task", "settings", "symmetry")
 _PACKAGES = ("bayeskernel", "jax", "numpyro", "arviz", "numpy", "xarray")
 
 
@@ -112,14 +119,24 @@ def seed_data(rng_key: jax.Array) -> list[int]:
     return [int(word) for word in np.asarray(words).ravel()]
 
 
+def check_draws(draws: object) -> None:
+    """Refuse what is not a whole run with its records."""
+    tree = instance("draws", draws, xr.DataTree)
+    missing = [name for name in _RECORDS if name not in tree.attrs]
+    for group, names in _CONTENT.items():
+        here = tree.children[group].data_vars if group in tree.children else ()
+        missing += [f"{group}/{name}" for name in names if name not in here]
+    if missing:
+        raise InputError("draws", "a DataTree from bayeskernel.sample", f"one without {missing}")
+
+
 def check_same_run(draws: xr.DataTree, network: Network, task: Task) -> None:
     """Refuse draws that belong to another network or task."""
     check_problem(network, task)
-    recorded = instance("draws", draws, xr.DataTree).attrs.get("network")
-    if recorded is None or "observed_data" not in draws:
-        raise InputError("draws", "a DataTree from bayeskernel.sample", "one without its records")
+    check_draws(draws)
+    recorded = json.loads(str(draws.attrs["network"]))
     expected = network.describe()
-    differing = {k: v for k, v in json.loads(str(recorded)).items() if _plain(expected.get(k)) != v}
+    differing = {k: v for k, v in recorded.items() if _plain(expected.get(k)) != v}
     if differing:
         wanted = {name: expected.get(name) for name in differing}
         raise InputError(

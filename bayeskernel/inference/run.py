@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from bayeskernel.arguments import check_key, check_problem
 from bayeskernel.errors import InputError, positive_integer
 from bayeskernel.inference import chains, preactivations, record, weights
 from bayeskernel.inference.checkpoint import Checkpoint, Draws, identity
@@ -23,7 +22,8 @@ from bayeskernel.inference.space import (
     preactivation_space,
     weight_space,
 )
-from bayeskernel.network import Network
+from bayeskernel.keys import check_key
+from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
 
 # Prior draws per compiled call; a call holds one draw's weights at a time.

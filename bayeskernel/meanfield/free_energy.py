@@ -21,7 +21,6 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from numpy.typing import NDArray
 
-from bayeskernel.arguments import check_problem
 from bayeskernel.errors import InputError
 from bayeskernel.kernels import (
     KernelMap,
@@ -32,7 +31,7 @@ from bayeskernel.kernels import (
     supervision,
 )
 from bayeskernel.meanfield.prior import prior_recursion
-from bayeskernel.network import Network
+from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]

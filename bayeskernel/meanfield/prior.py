@@ -14,9 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.activations import Activation
-from bayeskernel.arguments import check_problem
 from bayeskernel.kernels import KernelMap, kernel_map, preactivation_kernel
-from bayeskernel.network import Network
+from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]

@@ -9,17 +9,17 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bayeskernel.arguments import check_key, check_problem
 from bayeskernel.errors import InputError, positive, positive_integer
 from bayeskernel.gauge import sign_symmetry
 from bayeskernel.kernels import kernel_map
+from bayeskernel.keys import check_key
 from bayeskernel.meanfield import linear, nonlinear
 from bayeskernel.meanfield.fluctuations import Fluctuations
 from bayeskernel.meanfield.gaussian import Progress, Status
 from bayeskernel.meanfield.predict import Prediction
 from bayeskernel.meanfield.solution import Branch, Theory
 from bayeskernel.meanfield.spectrum import Outliers, outliers
-from bayeskernel.network import Network
+from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]

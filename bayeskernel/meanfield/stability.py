@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from scipy.linalg import block_diag, eigh, pinvh
 from scipy.optimize import bisect, brentq, minimize_scalar
 
-from bayeskernel.arguments import check_problem
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.kernels import coherence, kernel_map, supervision
 from bayeskernel.meanfield.problem import coupled_steps
 from bayeskernel.meanfield.solve import MeanField, solve, solve_branches
-from bayeskernel.network import Network
+from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]

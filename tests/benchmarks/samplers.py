@@ -8,6 +8,7 @@ difference of a mean from the reference run, in units of the error of both. Need
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
@@ -192,12 +193,12 @@ METHODS: dict[str, Callable[[bk.Network, bk.Task], Method]] = {
 }
 
 
-# Their warm-up alone takes more than ten minutes at N = 2048.
-SLOW_AT_LARGE_WIDTH = ("weights, HMC", "weights, NumPyro NUTS", "weights, BlackJAX NUTS")
+# What a sampler may take for compilation and warm-up of two chains, beside each other, and all measurements.
+PATIENCE = 240.0
 
 
 def measure(method: Method, seconds: float) -> tuple[float, list[tuple[np.ndarray, float]]]:
-    """Warm-up seconds of one chain, then kernels (chain, draw, ...) and seconds of one and two chains."""
+    """Seconds of compiling and warming up two chains, then kernels (chain, draw, ...) and seconds of one and two chains."""
 
     def sample(state: Any) -> tuple[Any, np.ndarray]:
         began, parts, n = time.perf_counter(), [], 1
@@ -209,10 +210,10 @@ def measure(method: Method, seconds: float) -> tuple[float, list[tuple[np.ndarra
         return state, np.concatenate(parts)
 
     began = time.perf_counter()
-    states = [
-        method.advance(method.start(key), 1)[0] for key in jax.random.split(jax.random.key(1))
-    ]
-    warm, results = (time.perf_counter() - began) / len(states), []
+    with ThreadPoolExecutor(2) as pool:
+        keys = jax.random.split(jax.random.key(1))
+        states = list(pool.map(lambda key: method.advance(method.start(key), 1)[0], keys))
+    warm, results = time.perf_counter() - began, []
     for count in (1, 2):
         began = time.perf_counter()
         with ThreadPoolExecutor(count) as pool:
@@ -235,35 +236,51 @@ def summary(
     return float(np.nanmin(ess)), flat.mean((0, 1)), mcse
 
 
+ENDPOINT = bk.tasks.endpoint([[1.0]], [2.0], 3)
+FOUR = bk.tasks.endpoint(2 * np.eye(4), [2.5, 2.5, -2.5, -2.5], 4)
+CASES = {str(n): ("T=3, P=1", ENDPOINT, n) for n in WIDTHS} | {"four": ("T=4, P=4", FOUR, 256)}
+
+
+def row(
+    label: str, name: str, seconds: float, reference: tuple[np.ndarray, np.ndarray, np.ndarray]
+) -> str:
+    """One line of the table."""
+    _, task, width = CASES[label]
+    network = bk.Network(width, "erf", noise=0.1)
+    symmetry = sign_symmetry(network, task)
+    at, truth, truth_error = reference
+    warm, ((single, spent), (double, spent2)) = measure(METHODS[name](network, task), seconds)
+    ess, mean, error = summary(single, at, symmetry)
+    ess2, _, _ = summary(double, at, symmetry)
+    bias = np.nanmax(np.abs(mean - truth) / np.hypot(error, truth_error))
+    rate = f"{ess / spent:.3g} | {ess2 / spent2:.3g}" if ess >= 20 else "not converged | -"
+    return f"{single.shape[1]} | {ess:.0f} | {rate} | {warm:.0f} | {bias:.1f}"
+
+
 def main(seconds: float, chosen: list[str]) -> None:
-    endpoint = bk.tasks.endpoint([[1.0]], [2.0], 3)
-    four = bk.tasks.endpoint(2 * np.eye(4), [2.5, 2.5, -2.5, -2.5], 4)
     print(
         "| task | N | sampler | draws | min ESS | ESS/s, 1 chain | ESS/s, 2 chains | compile + warm-up s | bias |"
     )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    cases = {str(n): ("T=3, P=1", endpoint, n) for n in WIDTHS} | {"four": ("T=4, P=4", four, 256)}
-    for name, task, width in (cases[label] for label in chosen or cases):
+    # A process each: nothing is left over from the one before, and one that takes too long can be ended.
+    context = multiprocessing.get_context("spawn")
+    for label in chosen or CASES:
+        title, task, width = CASES[label]
         network = bk.Network(width, "erf", noise=0.1)
         symmetry = sign_symmetry(network, task)
         _, ((first, _), (kernels, _)) = measure(
             METHODS["pre-activations, HMC"](network, task), 2 * seconds
         )
-        reference = flip_kernel(kernels, align(kernels, first[0, -1], symmetry)[0]).mean((0, 1))
-        _, truth, truth_error = summary(kernels, reference, symmetry)
-        for method_name, make in METHODS.items():
-            if width > 1000 and method_name in SLOW_AT_LARGE_WIDTH:
-                continue
-            warm, ((single, spent), (double, spent2)) = measure(make(network, task), seconds)
-            ess, mean, error = summary(single, reference, symmetry)
-            ess2, _, _ = summary(double, reference, symmetry)
-            bias = np.nanmax(np.abs(mean - truth) / np.hypot(error, truth_error))
-            rate = f"{ess / spent:.3g} | {ess2 / spent2:.3g}" if ess >= 20 else "not converged | -"
-            print(
-                f"| {name} | {width} | {method_name} | {single.shape[1]} | {ess:.0f} | {rate} "
-                f"| {warm:.0f} | {bias:.1f} |",
-                flush=True,
-            )
+        at = flip_kernel(kernels, align(kernels, first[0, -1], symmetry)[0]).mean((0, 1))
+        reference = (at, *summary(kernels, at, symmetry)[1:])
+        for name in METHODS:
+            with context.Pool(1) as pool:
+                result = pool.apply_async(row, (label, name, seconds, reference))
+                try:
+                    found = result.get(timeout=PATIENCE + 3 * seconds)
+                except multiprocessing.TimeoutError:
+                    found = f" | | not warm after {PATIENCE:.0f} s | - | |"
+            print(f"| {title} | {width} | {name} | {found} |", flush=True)
 
 
 if __name__ == "__main__":

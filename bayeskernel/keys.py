@@ -1,4 +1,4 @@
-"""Arguments that most functions take: JAX keys, networks and tasks."""
+"""JAX keys as arguments."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bayeskernel.errors import InputError, instance
-from bayeskernel.network import Network
-from bayeskernel.tasks import Task
+from bayeskernel.errors import InputError
 
 
 def check_key(rng_key: object) -> jax.Array:
@@ -19,12 +17,6 @@ def check_key(rng_key: object) -> jax.Array:
         if rng_key.dtype == np.uint32 and rng_key.shape == (2,):
             return rng_key
     raise InputError("rng_key", "one JAX key, e.g. jax.random.key(0)", repr(rng_key))
-
-
-def check_problem(network: object, task: object) -> None:
-    """Refuse anything but a `Network` and a `Task` whose numbers of steps fit."""
-    steps = instance("task", task, Task).shape[0]
-    instance("network", network, Network).labels(steps)
 
 
 def is_typed(rng_key: jax.Array) -> bool:

@@ -1,0 +1,44 @@
+"""Sphinx configuration: ``sphinx-build -W docs docs/_build/html``.
+
+Notebooks are copied here from ``notebooks`` and executed at full size; ``BAYESKERNEL_DOCS=quick`` leaves them
+unexecuted, as the tests run them anyway.
+"""
+
+import os
+import shutil
+from importlib.metadata import version as installed
+from pathlib import Path
+
+HERE = Path(__file__).parent
+shutil.rmtree(HERE / "notebooks", ignore_errors=True)
+shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns(".*"))
+
+project = "bayeskernel"
+author = "The bayeskernel developers"
+copyright = "2026, " + author
+version = release = installed("bayeskernel")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+html_theme = "pydata_sphinx_theme"
+html_title = "bayeskernel"
+html_show_sourcelink = False
+html_theme_options = {"navigation_with_keys": True, "show_toc_level": 2, "icon_links": []}
+
+nb_execution_mode = "off" if os.environ.get("BAYESKERNEL_DOCS") == "quick" else "force"
+nb_execution_timeout = 1800
+nb_execution_raise_on_error = True
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "none"  # the docstrings give shapes, which say more
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+add_module_names = False

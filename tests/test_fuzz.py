@@ -1,0 +1,265 @@
+"""Every call ends in a result or in one of the package's own errors, whatever its arguments.
+
+Examples are derived from the test's code alone, so that runs repeat; ``-m slow`` tries many more.
+"""
+
+import contextlib
+
+import hypothesis.extra.numpy as hnp
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import bayeskernel as bk
+
+FEW, MANY = 150, 5000
+
+
+def examples(count):
+    return settings(
+        max_examples=count, derandomize=True, deadline=None, database=None,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+
+
+def survives(call, *args, **named):
+    """The result, or None after a refusal."""
+    with contextlib.suppress(bk.BayesKernelError):
+        return call(*args, **named)
+
+
+def either(*good):
+    """Mostly what is meant, sometimes anything."""
+    return st.one_of(*(st.just(value) for value in good), JUNK)
+
+
+ARRAYS = hnp.arrays(
+    st.one_of(hnp.scalar_dtypes(), hnp.unicode_string_dtypes(max_len=2), st.just(np.dtype(object))),
+    hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3),
+)
+NUMBERS = st.one_of(
+    st.integers(-3, 5), st.floats(), st.booleans(), st.complex_numbers(), st.fractions(),
+    hnp.from_dtype(np.dtype(np.float32)), hnp.from_dtype(np.dtype(np.int8)),
+)  # fmt: skip
+JUNK = st.one_of(
+    st.none(), NUMBERS, st.text(max_size=3), st.binary(max_size=2), ARRAYS,
+    st.lists(st.one_of(NUMBERS, st.text(max_size=2), st.lists(NUMBERS, max_size=2)), max_size=4),
+    st.dictionaries(st.text(max_size=2), NUMBERS, max_size=2), st.just(object()), st.just(len),
+)  # fmt: skip
+FLOATS = hnp.arrays(np.float64, hnp.array_shapes(min_dims=1, max_dims=3, max_side=3))
+PATTERNS = st.one_of(FLOATS, ARRAYS, JUNK)
+WHOLE = st.one_of(st.integers(-1, 5), JUNK)
+SCALE = st.one_of(st.floats(1e-3, 1e3), JUNK)
+SHARING = st.one_of(
+    st.sampled_from(["tied", "untied"]), st.lists(st.integers(-2, 9), max_size=4), JUNK
+)
+ACTIVATION = st.one_of(st.sampled_from(["linear", "erf", "tanh", "relu"]), JUNK)
+KEY = st.one_of(st.just(jax.random.key(0)), st.just(jax.random.split(jax.random.key(0))), JUNK)
+
+
+CONSTRUCTORS = {
+    "Task": (bk.Task, {"inputs": PATTERNS, "targets": PATTERNS}),
+    "endpoint": (bk.tasks.endpoint, {"patterns": PATTERNS, "labels": PATTERNS, "steps": WHOLE}),
+    "digits": (
+        bk.tasks.digits,
+        {
+            "classes": st.one_of(st.tuples(WHOLE, WHOLE), JUNK), "patterns_per_class": WHOLE,
+            "steps": WHOLE, "start": WHOLE,
+        },
+    ),
+    "sunspots": (
+        bk.tasks.sunspots,
+        {
+            "patterns": WHOLE, "steps": WHOLE, "lags": WHOLE, "stride": WHOLE,
+            "first_year": st.one_of(st.integers(1600, 2100), JUNK),
+            "supervised": st.one_of(st.just("all"), st.lists(WHOLE, max_size=3), JUNK),
+        },
+    ),
+    "sine": (
+        bk.tasks.sine,
+        {
+            "patterns": WHOLE, "steps": WHOLE, "period": SCALE, "amplitude": SCALE,
+            "supervised": st.one_of(st.just("all"), st.lists(WHOLE, max_size=3), JUNK),
+        },
+    ),
+    "linear_teacher": (
+        bk.tasks.linear_teacher,
+        {"rng_key": KEY, "patterns": WHOLE, "steps": WHOLE, "input_dim": WHOLE, "angle": SCALE},
+    ),
+    "Sharing": (bk.Sharing, {"recurrent": SHARING, "input": SHARING, "readout": SHARING}),
+    "Network": (
+        bk.Network,
+        {
+            "width": WHOLE, "activation": ACTIVATION,
+            "sharing": st.one_of(SHARING, st.builds(bk.Sharing, st.sampled_from(["tied", [0, 1]]))),
+            "input_std": SCALE, "recurrent_std": SCALE, "readout_std": SCALE, "noise": SCALE,
+            "scaling": st.one_of(st.sampled_from(["mean_field", "standard"]), JUNK),
+        },
+    ),
+    "coherence": (bk.coherence, {"kernel": PATTERNS}),
+}  # fmt: skip
+
+
+def try_constructor(name, count):
+    call, arguments = CONSTRUCTORS[name]
+
+    @examples(count)
+    @given(st.fixed_dictionaries(arguments))
+    def run(arguments):
+        made = survives(call, **arguments)
+        if isinstance(made, bk.Task):
+            assert np.isfinite(made.inputs).all()
+            assert made.supervised.any()
+            assert made.targets.shape == made.supervised.shape
+        if isinstance(made, bk.Network):
+            labels = survives(made.labels, 3)
+            assert labels is None or len(labels.recurrent) == 3
+
+    run()
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_constructors_make_or_refuse(name):
+    try_constructor(name, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_constructors_make_or_refuse_at_length(name):
+    try_constructor(name, MANY)
+
+
+# One shape, so that most examples find compiled code; values from anywhere.
+SIZES = st.one_of(st.floats(-3, 3), st.sampled_from([0.0, 1e-150, 1e-8, 1e8, 1e150, -1e300]))
+INPUTS = hnp.arrays(np.float64, (2, 2, 2), elements=SIZES)
+TARGETS = hnp.arrays(np.float64, (2,), elements=SIZES)
+
+
+@st.composite
+def problems(draw, activations=("linear",)):
+    inputs, last = draw(INPUTS), draw(TARGETS)
+    targets = np.full((2, 2), np.nan)
+    targets[-1] = last
+    network = bk.Network(
+        8, draw(st.sampled_from(activations)), draw(st.sampled_from(["tied", "untied"])),
+        noise=draw(st.sampled_from([1e-300, 1e-8, 0.1, 10.0, 1e300])),
+        scaling=draw(st.sampled_from(["mean_field", "standard"])),
+    )  # fmt: skip
+    return network, bk.Task(inputs, targets)
+
+
+def try_solve(count, activations):
+    @examples(count)
+    @given(problems(activations))
+    def run(problem):
+        network, task = problem
+        theory = survives(bk.solve, network, task)
+        if theory is None or not theory.converged:
+            return
+        size = task.shape[0] * task.shape[1]
+        kernel = theory.kernel.reshape(size, size)
+        assert np.isfinite(kernel).all()
+        assert theory.residual <= 1e-6
+        assert np.linalg.eigvalsh(kernel).min() >= -1e-9 * max(np.trace(kernel), 1e-300)
+
+    run()
+
+
+@pytest.mark.long
+def test_solve_answers_or_refuses():
+    try_solve(60, ("linear",))
+
+
+@pytest.mark.slow
+def test_solve_answers_or_refuses_at_length():
+    try_solve(2000, ("linear",))
+    try_solve(60, ("erf", "relu"))
+
+
+TASK = bk.tasks.endpoint([[1.0, 0.5], [-0.3, 1.0]], [1.0, -1.0], 2)
+NETWORK = bk.Network(8, "linear")
+COUNT = st.one_of(st.sampled_from([0, 1, 4, 5]), JUNK)
+
+
+def try_sample(count):
+    @examples(count)
+    @given(
+        rng_key=KEY,
+        network=either(NETWORK, bk.Network(8, "erf"), bk.Network(3, "linear"), bk.Network(8, "erf", [0])),
+        task=either(TASK),
+        space=either("auto", "weights", "preactivations", "kernels"),
+        sampler=either("auto", "nuts", "hmc"),
+        num_warmup=COUNT,
+        num_samples=COUNT,
+        num_chains=COUNT,
+        keep=either((), ("weights",), ["preactivations"], ("weights", "preactivations")),
+        checkpoint=st.one_of(st.none(), st.just("/dev/null/here"), NUMBERS),
+    )  # fmt: skip
+    def run(**arguments):
+        draws = survives(bk.sample, progress=False, **arguments)
+        if draws is not None:
+            counts = int(arguments["num_chains"]), int(arguments["num_samples"])
+            assert draws["posterior"]["kernel"].shape == (*counts, 2, 2, 2, 2)
+
+    run()
+
+
+@pytest.mark.long
+def test_sample_answers_or_refuses():
+    try_sample(60)
+
+
+@pytest.mark.slow
+def test_sample_answers_or_refuses_at_length():
+    try_sample(2000)
+
+
+@pytest.mark.long
+def test_what_takes_draws_answers_or_refuses(tmp_path, monkeypatch):
+    """Draws with parts missing or changed, theories of other problems, anything at all."""
+    monkeypatch.chdir(tmp_path)  # reports with odd names
+    draws = bk.sample(
+        jax.random.key(0), NETWORK, TASK, num_warmup=5, num_samples=8, num_chains=2,
+        space="weights", keep=("weights", "preactivations"), progress=False,
+    )  # fmt: skip
+    theories = [
+        bk.solve(NETWORK, TASK),
+        bk.solve(NETWORK, TASK.scaled(2)),
+        bk.solve(bk.Network(8, "linear", noise=0.2), TASK),
+    ]
+    groups = list(draws.children)
+    parts = [(group, name) for group in groups for name in draws[group].data_vars]
+
+    @st.composite
+    def damaged(draw):
+        tree = draws.copy(deep=True)
+        for group, name in draw(st.lists(st.sampled_from(parts), max_size=2, unique=True)):
+            tree[group] = xr.DataTree(tree[group].to_dataset().drop_vars(name))
+        for group in draw(st.lists(st.sampled_from(groups), max_size=1)):
+            del tree[group]
+        for name in draw(st.lists(st.sampled_from(list(draws.attrs)), max_size=1)):
+            del tree.attrs[name]
+        return tree
+
+    some = st.one_of(st.just(draws), damaged(), JUNK)
+
+    @examples(FEW)
+    @given(
+        some, either(*theories), either(NETWORK), either(TASK), KEY,
+        st.one_of(INPUTS, PATTERNS),
+    )  # fmt: skip
+    def run(draws, theory, network, task, key, inputs):
+        survives(bk.diagnose, draws)
+        survives(bk.weights, key, draws, network, task)
+        survives(bk.predict, key, draws, network, task, inputs)
+        compared = survives(bk.compare, draws, theory)
+        survives(bk.report, compared if compared is not None else draws, inputs)
+        survives(bk.free_energy, network, task, inputs)
+        survives(bk.prior_kernel, network, task)
+        if isinstance(theory, bk.MeanField):
+            survives(theory.predict, inputs)
+
+    run()
