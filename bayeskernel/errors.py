@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 T = TypeVar("T")
 
+# Squares of larger numbers, over squares of the inverse, leave the range of float64.
+LARGEST = 1e50
+
 
 class BayesKernelError(Exception):
     """Base of all errors raised on purpose by bayeskernel."""
@@ -49,6 +52,8 @@ def positive(argument: str, value: object) -> float:
     number = float(value)  # type: ignore[arg-type]
     if not (math.isfinite(number) and number > 0):
         raise InputError(argument, "a finite number > 0", repr(value))
+    if not 1 / LARGEST <= number <= LARGEST:
+        raise InputError(argument, f"a number from {1 / LARGEST:g} to {LARGEST:g}", repr(value))
     return number
 
 

@@ -82,7 +82,11 @@ def report(
         or not all(isinstance(cmp, Comparison) for cmp in named.values())
     ):
         raise InputError("comparisons", "a Comparison or a mapping from names to them", comparisons)
-    if not isinstance(path, (str, os.PathLike)) or not Path(path).parent.is_dir():
+    if (
+        not isinstance(path, (str, os.PathLike))
+        or not Path(path).parent.is_dir()
+        or Path(path).is_dir()
+    ):
         raise InputError("path", "a file in an existing folder", str(path))
     target = Path(path)
     target.write_text(_page(named, weights or {}), encoding="utf-8")

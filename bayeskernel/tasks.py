@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.datasets import load_digits
 from statsmodels.datasets import sunspots as sunspot_numbers
 
-from bayeskernel.errors import InputError, integers, positive, positive_integer, real_array
+from bayeskernel.errors import LARGEST, InputError, integers, positive, positive_integer, real_array
 from bayeskernel.keys import check_key
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -70,6 +70,11 @@ class Task:
             raise InputError("inputs", "finite numbers", _first_bad("inputs", inputs))
         if np.any(np.isinf(targets)):
             raise InputError("targets", "finite numbers or NaN (= unsupervised)", "an infinity")
+        for name, array in (("inputs", inputs), ("targets", targets)):
+            if np.nanmax(np.abs(array), initial=0.0) > LARGEST:
+                raise InputError(
+                    name, f"numbers up to {LARGEST:g}", f"{np.nanmax(np.abs(array)):g}"
+                )
         if np.all(np.isnan(targets)):
             raise InputError("targets", "at least one supervised (non-NaN) entry", "only NaN")
         for name, array in (("inputs", inputs), ("targets", targets)):

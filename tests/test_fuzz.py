@@ -133,7 +133,7 @@ def test_constructors_make_or_refuse_at_length(name):
 
 
 # One shape, so that most examples find compiled code; values from anywhere.
-SIZES = st.one_of(st.floats(-3, 3), st.sampled_from([0.0, 1e-150, 1e-8, 1e8, 1e150, -1e300]))
+SIZES = st.one_of(st.floats(-3, 3), st.sampled_from([0.0, 1e-50, 1e-8, 1e8, 1e50, -1e50]))
 INPUTS = hnp.arrays(np.float64, (2, 2, 2), elements=SIZES)
 TARGETS = hnp.arrays(np.float64, (2,), elements=SIZES)
 
@@ -145,7 +145,7 @@ def problems(draw, activations=("linear",)):
     targets[-1] = last
     network = bk.Network(
         8, draw(st.sampled_from(activations)), draw(st.sampled_from(["tied", "untied"])),
-        noise=draw(st.sampled_from([1e-300, 1e-8, 0.1, 10.0, 1e300])),
+        noise=draw(st.sampled_from([1e-50, 1e-8, 0.1, 10.0, 1e50])),
         scaling=draw(st.sampled_from(["mean_field", "standard"])),
     )  # fmt: skip
     return network, bk.Task(inputs, targets)
@@ -246,7 +246,7 @@ def test_what_takes_draws_answers_or_refuses(tmp_path, monkeypatch):
 
     some = st.one_of(st.just(draws), damaged(), JUNK)
 
-    @examples(FEW)
+    @examples(40)
     @given(
         some, either(*theories), either(NETWORK), either(TASK), KEY,
         st.one_of(INPUTS, PATTERNS),

@@ -20,7 +20,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_factor, cho_solve
 
-from bayeskernel.errors import InputError
+from bayeskernel.errors import InputError, real_array
 from bayeskernel.inference import preactivations, record
 from bayeskernel.inference import weights as weight_model
 from bayeskernel.inference.preactivations import pivoted_cholesky
@@ -317,7 +317,7 @@ def _run_networks(
 
 
 def _new_inputs(inputs: ArrayLike, task: Task) -> Floats:
-    array = np.asarray(inputs)
+    array = real_array("inputs", inputs, (3,), "(T, P*, D)")
     new = Task(array, np.zeros(array.shape[:2])).inputs
     steps, _, features, _ = task.shape
     if (new.shape[0], new.shape[2]) != (steps, features):

@@ -21,7 +21,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 from numpy.typing import NDArray
 
-from bayeskernel.errors import InputError
+from bayeskernel.errors import InputError, real_array
 from bayeskernel.kernels import (
     KernelMap,
     Supervision,
@@ -128,8 +128,10 @@ def free_energy(network: Network, task: Task, kernel: Floats) -> float:
     """
     check_problem(network, task)
     steps, patterns, _, _ = task.shape
-    if np.shape(kernel) != (steps, patterns, steps, patterns):
-        raise InputError("kernel", f"shape {(steps, patterns) * 2}", f"shape {np.shape(kernel)}")
+    shape = (steps, patterns, steps, patterns)
+    kernel = real_array("kernel", kernel, (4,), str(shape))
+    if kernel.shape != shape:
+        raise InputError("kernel", f"shape {shape}", f"shape {kernel.shape}")
     with jax.enable_x64(True):
         problem = linear_problem(network, task)
         value = float(whitened_free_energy(whiten(jnp.asarray(kernel), problem), problem))

@@ -170,7 +170,8 @@ def all_branches(
         if any(same(point.Q, other.Q) for other in found):
             continue
         found.append(point)
-        if point.curvature < -_FLAT:
+        # Where a descent got stuck its curvature leads nowhere, and would without end.
+        if point.status is Status.CONVERGED and point.curvature < -_FLAT:
             factor = cholesky(point.Q)
             queue += [retract(factor, sign * point.direction) for sign in (0.5, -0.5)]
     # A converged branch always goes before one that is not, whatever its free energy.

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bayeskernel.errors import InputError, positive, positive_integer
+from bayeskernel.errors import LARGEST, InputError, positive, positive_integer, real_array
 from bayeskernel.gauge import sign_symmetry
 from bayeskernel.kernels import kernel_map
 from bayeskernel.keys import check_key
@@ -149,8 +149,8 @@ class MeanField:
 
     def _new_patterns(self, inputs: ArrayLike) -> Floats:
         # The constructor of Task checks inputs; targets only have to exist.
-        array = np.asarray(inputs)
-        new = Task(inputs, np.zeros(array.shape[:2]))  # type: ignore[arg-type]
+        array = real_array("inputs", inputs, (3,), "(T, P*, D)")
+        new = Task(array, np.zeros(array.shape[:2]))
         steps, _, features, _ = self.task.shape
         if (new.shape[0], new.shape[2]) != (steps, features):
             raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
@@ -244,7 +244,7 @@ def solve_branches(
     positive("tolerance", tolerance)
     positive_integer("max_steps", max_steps)
     symmetry = sign_symmetry(network, task)
-    if not np.any(task.inputs):
+    if not np.any(np.abs(task.inputs) > 1 / LARGEST):
         raise InputError("inputs", "at least one input that is not zero", "all zero")
     seed = 0 if rng_key is None else int(np.sum(jax.random.key_data(check_key(rng_key))))
     with jax.enable_x64(True):
