@@ -84,9 +84,9 @@ def test_chains_of_opposite_sign_are_aligned(theory):
 
 
 def test_large_kernels_take_their_finite_width_scale_from_the_draws(theory, monkeypatch):
+    draws = fake_draws(theory)
     monkeypatch.setattr(fluctuations, "MOST_COORDINATES", 0)
-    large = bk.solve(NETWORK, TASK)
-    cmp = bk.compare(fake_draws(theory), large)
+    cmp = bk.compare(draws, bk.solve(NETWORK, TASK))
     row = cmp.table.loc[(2, 0, 3, 0)]
     size = np.sqrt(theory.kernel[1, 0, 1, 0] * theory.kernel[2, 0, 2, 0])
     assert row["finite_width"] == pytest.approx(
