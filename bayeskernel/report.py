@@ -36,7 +36,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; p
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
 .verdict { border-left: .4rem solid var(--bad); background: var(--soft); padding: .6rem 1rem; margin: .6rem 0; }
 .verdict.good { border-color: var(--good); }
-figure { margin: 1rem 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; }
+figure { margin: 1rem 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; fill: currentColor; }
 figcaption { font-size: .9rem; opacity: .8; } .side { display: flex; flex-wrap: wrap; gap: 1rem; }
 .side > * { flex: 1 1 18rem; min-width: 0; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
