@@ -29,7 +29,7 @@ from bayeskernel.inference.record import problem, settings  # noqa: E402
 from bayeskernel.inference.run import sample  # noqa: E402
 from bayeskernel.inference.storage import load, save  # noqa: E402
 from bayeskernel.kernels import coherence  # noqa: E402
-from bayeskernel.meanfield.solve import MeanField, solve  # noqa: E402
+from bayeskernel.meanfield.solve import TOLERANCE, MeanField, solve  # noqa: E402
 from bayeskernel.network import Network  # noqa: E402
 from bayeskernel.report import report  # noqa: E402
 from bayeskernel.tasks import Task  # noqa: E402
@@ -112,8 +112,7 @@ def compare_command(
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Comparison] = {}
     spectra: dict[str, xr.Dataset] = {}
-    for k, pattern in enumerate(sharing or ["tied", "untied"]):
-        network = Network(width, activation, _sharing(pattern), noise=noise)
+    for k, (pattern, network) in enumerate(_networks(width, activation, sharing, noise).items()):
         name = _name(pattern)
         _err.print(f"[bold]{name}[/]: {given.name}, N = {width}, T = {steps}, P = {patterns}")
         theory = _solve(network, given)
@@ -148,8 +147,8 @@ def solve_command(
     """Solve the mean-field theory alone: coherence between steps, free energy, branches, outliers."""
     given = _task(task, patterns, steps, seed).scaled(signal)
     found = {
-        _name(pattern): _solve(Network(1, activation, _sharing(pattern), noise=noise), given)
-        for pattern in sharing or ["tied", "untied"]
+        _name(pattern): _solve(network, given)
+        for pattern, network in _networks(1, activation, sharing, noise).items()
     }
     if as_json:
         _print_json({name: _theory_summary(theory) for name, theory in found.items()})
@@ -187,8 +186,8 @@ def sample_command(
     given = _task(task, patterns, steps, seed).scaled(signal)
     out.mkdir(parents=True, exist_ok=True)
     said: dict[str, Any] = {}
-    for k, pattern in enumerate(sharing or ["tied", "untied"]):
-        network, file = Network(width, activation, _sharing(pattern), noise=noise), _file(pattern)
+    for k, (pattern, network) in enumerate(_networks(width, activation, sharing, noise).items()):
+        file = _file(pattern)
         key = jax.random.fold_in(jax.random.key(seed), k)
         kept = None if checkpoint is None else checkpoint / Path(file).stem
         run = _sample(key, network, given, space, warmup, draws, chains, out / file, kept)
@@ -237,6 +236,16 @@ def _task(name: TaskName, patterns: int, steps: int, seed: int) -> Task:
     return tasks.linear_teacher(jax.random.key(seed), patterns, steps)
 
 
+def _networks(
+    width: int, activation: str, sharing: list[str] | None, noise: float
+) -> dict[str, Network]:
+    """The networks a command is about, by their sharing pattern."""
+    return {
+        pattern: Network(width, activation, _sharing(pattern), noise=noise)
+        for pattern in sharing or ["tied", "untied"]
+    }
+
+
 def _sharing(pattern: str) -> str | list[int]:
     if pattern in ("tied", "untied"):
         return pattern
@@ -260,7 +269,7 @@ def _solve(network: Network, task: Task) -> MeanField:
             network,
             task,
             progress=lambda stage, step, residual: status.update(
-                f"  solving: {stage} step {step}, residual {residual:.1e} of 1e-7"
+                f"  solving: {stage} step {step}, residual {residual:.1e} of {TOLERANCE:.0e}"
             ),
         )
     _err.print(

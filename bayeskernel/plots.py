@@ -311,7 +311,8 @@ def plot_width_scaling(
     line = np.linspace(0, 1 / widths.min(), 50)
     for k, (t, a, s, b) in enumerate(entries):
         at, colour = (t - 1, a, s - 1, b), f"C{k % 10}"
-        mean, error = (np.array([x[at] for x in xs]) for xs in _columns(comparisons))
+        mean = np.array([cmp.kernel[at] for cmp in comparisons])
+        error = np.array([cmp.mcse[at] for cmp in comparisons])
         label = f"C[{t},{s}]" if a == b == 0 else f"C[({t},{a}),({s},{b})]"
         axes.errorbar(1 / widths, mean, 2 * error, fmt="o", markersize=4, color=colour, label=label)
         axes.plot(line, theory.kernel[at] + theory.kernel_shift(1)[at] * line, color=colour)
@@ -434,13 +435,11 @@ def plot_network(network: Network, task: Task, ax: Axes | None = None) -> Axes:
     return axes
 
 
-def plot_ranks(draws: xr.DataTree, values: Floats, ax: Axes | None = None) -> Axes:
+def plot_ranks(values: Floats, ax: Axes | None = None) -> Axes:
     """Rank plot: where each chain's draws lie among those of all chains; level if chains agree.
 
     Parameters
     ----------
-    draws
-        Names the chains.
     values
         Shape (chain, draw).
     ax
@@ -465,10 +464,6 @@ def plot_ranks(draws: xr.DataTree, values: Floats, ax: Axes | None = None) -> Ax
 def neighbouring(matrix: Floats) -> float:
     """Mean over the pairs of neighbouring steps; steps that are silent do not count."""
     return float(np.nanmean(np.diagonal(matrix, 1))) if len(matrix) > 1 else float("nan")
-
-
-def _columns(comparisons: Sequence[Compared]) -> tuple[list[Floats], list[Floats]]:
-    return [cmp.kernel for cmp in comparisons], [cmp.mcse for cmp in comparisons]
 
 
 def _coherence_error(cmp: Compared) -> Floats:

@@ -220,10 +220,10 @@ def _chains(name: str, cmp: Comparison) -> str:
     worst = cmp.table["ess"].idxmin()
     at = (worst[0] - 1, worst[1], worst[2] - 1, worst[3])
     figures = [
-        ("log density", plot_ranks(cmp.draws, lp), "Rank plot of the log density"),
+        ("log density", plot_ranks(lp), "Rank plot of the log density"),
         (
             f"kernel entry {worst}, of fewest effective draws",
-            plot_ranks(cmp.draws, kernel[(..., *at)]),
+            plot_ranks(kernel[(..., *at)]),
             "Rank plot of the kernel entry of fewest effective draws",
         ),
     ]

@@ -129,13 +129,13 @@ def test_network_colours_say_what_is_shared(ax):
     assert [rgba(f"C{label}") in colours for label in recurrent] == [True, True]
 
 
-def test_rank_plot_is_level_for_equal_chains(cmp, ax):
+def test_rank_plot_is_level_for_equal_chains(ax):
     values = np.random.default_rng(0).normal(size=(3, 4000))
-    assert bk.plots.plot_ranks(cmp.draws, values, ax) is ax
+    assert bk.plots.plot_ranks(values, ax) is ax
     heights = [patch.get_data().values for patch in ax.patches if hasattr(patch, "get_data")]
     assert len(heights) == 3
     assert np.abs(np.array(heights) - 1).max() < 0.4
     values[0] += 3
-    far = bk.plots.plot_ranks(cmp.draws, values)
+    far = bk.plots.plot_ranks(values)
     first = next(patch for patch in far.patches if hasattr(patch, "get_data"))
     assert first.get_data().values[-1] > 2

@@ -88,9 +88,7 @@ class Checkpoint:
                 with in_place(record, seal=False) as beside:
                     beside.write_text(json.dumps(plain, indent=1, sort_keys=True))
             found = json.loads(record.read_bytes())
-        except (OSError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
+        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise StorageError(f"checkpoint {self.folder}: {error}") from error
         for name in sorted(plain | found):
             if found.get(name) != plain.get(name):

@@ -24,6 +24,9 @@ from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
+# Residual at which a solution counts as converged, unless the caller says otherwise.
+TOLERANCE = 1e-7
+
 
 @dataclass(frozen=True, eq=False)
 class MeanField:
@@ -196,7 +199,7 @@ def solve(
     task: Task,
     rng_key: jax.Array | None = None,
     *,
-    tolerance: float = 1e-7,
+    tolerance: float = TOLERANCE,
     max_steps: int = 200,
     progress: Progress | None = None,
 ) -> MeanField:
