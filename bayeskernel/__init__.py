@@ -14,6 +14,8 @@ from bayeskernel.meanfield.solve import MeanField, solve
 from bayeskernel.meanfield.stability import CriticalSignal, critical_signal
 from bayeskernel.network import Network, Sharing
 from bayeskernel.report import report
+from bayeskernel.sweeps.dataset import open_sweep
+from bayeskernel.sweeps.run import SweepError, sweep
 from bayeskernel.tasks import Task
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Network",
     "Sharing",
     "StorageError",
+    "SweepError",
     "Task",
     "coherence",
     "compare",
@@ -33,6 +36,7 @@ __all__ = [
     "diagnose",
     "free_energy",
     "load",
+    "open_sweep",
     "plots",
     "predict",
     "prior_kernel",
@@ -41,6 +45,7 @@ __all__ = [
     "sample_prior",
     "save",
     "solve",
+    "sweep",
     "tasks",
     "weights",
 ]

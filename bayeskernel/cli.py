@@ -18,6 +18,7 @@ import jax  # noqa: E402
 import typer  # noqa: E402
 import xarray as xr  # noqa: E402
 from rich.console import Console  # noqa: E402
+from rich.markup import escape  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from bayeskernel import tasks  # noqa: E402
@@ -32,6 +33,8 @@ from bayeskernel.kernels import coherence  # noqa: E402
 from bayeskernel.meanfield.solve import TOLERANCE, MeanField, solve  # noqa: E402
 from bayeskernel.network import Network  # noqa: E402
 from bayeskernel.report import report  # noqa: E402
+from bayeskernel.sweeps.description import read_description  # noqa: E402
+from bayeskernel.sweeps.run import sweep  # noqa: E402
 from bayeskernel.tasks import Task  # noqa: E402
 
 app = typer.Typer(
@@ -213,12 +216,52 @@ def report_command(
     _out.print(f"Report: {report(results, out)}")
 
 
+@app.command("sweep")
+def sweep_command(
+    file: Annotated[Path, typer.Argument(help="TOML file that describes the sweep.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("bayeskernel-sweep"),
+    processes: Annotated[
+        int | None, typer.Option(help="Compute in that many processes on this machine.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a Dask scheduler whose workers compute.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Solve and sample on a grid; the same command goes on after an interruption.
+
+    The file has tables [task] (name, and the arguments of that function of bayeskernel.tasks), [network] and
+    [grid], and optionally [sample] (without it there are no samples) and solve = false.
+    """
+    described = read_description(file)
+    if processes is not None and scheduler is not None:
+        raise InputError("--processes, --scheduler", "one of them", "both")
+    client: Any = processes
+    if scheduler is not None:
+        from distributed import Client
+
+        client = Client(scheduler)
+    found = sweep(**described, out=out, client=client)
+    counts = {
+        str(source): int(found["ok"].sel(source=source).sum()) for source in found["source"].values
+    }
+    points = int(found["ok"].isel(source=0).size)
+    if as_json:
+        _print_json({"points": points, "ok": counts, "folder": str(out)})
+        return
+    for source, count in counts.items():
+        _out.print(f"{source}: {count} of {points} points fine", highlight=False)
+    _out.print(
+        f"Results: {out}; open them with bayeskernel.open_sweep({str(out)!r})", highlight=False
+    )
+
+
 def main() -> None:
     """Run the command line; refusals and failures are one clear line and exit code 2."""
     try:
         app(standalone_mode=True)
     except (BayesKernelError, OSError) as error:
-        _err.print(f"[bold red]error:[/] {error}", highlight=False)
+        _err.print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(2)
 
 

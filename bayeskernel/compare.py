@@ -161,8 +161,8 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
     signs, output_signs = align(raw, theory.kernel, symmetry)
     aligned = flip_kernel(raw, signs)
     outputs = draws["posterior"]["output"].to_numpy() * output_signs[..., None, None]
-    mean, mcse, ess = _summary(aligned, SITES)
-    output, output_mcse, _ = _summary(outputs, ("step", "pattern", "output_unit"))
+    mean, mcse, ess = mean_and_error(aligned, SITES)
+    output, output_mcse, _ = mean_and_error(outputs, ("step", "pattern", "output_unit"))
     std, shift = _finite_width(theory, aligned)
     error = np.sqrt(mcse**2 + shift**2 + theory.monte_carlo_error**2)
     difference = mean - theory.kernel
@@ -194,7 +194,8 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
     )
 
 
-def _summary(values: np.ndarray, dims: tuple[str, ...]) -> tuple[Floats, Floats, Floats]:
+def mean_and_error(values: np.ndarray, dims: tuple[str, ...]) -> tuple[Floats, Floats, Floats]:
+    """Mean, its Monte-Carlo standard error and effective number of draws, entry by entry."""
     data = xr.Dataset({"x": (("chain", "draw", *dims), values.astype(np.float64))})
     mcse, ess = (f(data, method="mean")["x"].to_numpy() for f in (az.mcse, az.ess))
     # A constant has no Monte-Carlo error, and as many effective draws as draws.

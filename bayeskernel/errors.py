@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -43,6 +43,13 @@ def instance(argument: str, value: object, kind: type[T]) -> T:
     if not isinstance(value, kind):
         raise InputError(argument, f"a {kind.__name__}", f"{type(value).__name__}: {value!r:.80}")
     return value
+
+
+def mapping(argument: str, value: object) -> dict[str, Any]:
+    """Return a mapping with names for keys as a dict, else refuse it."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise InputError(argument, "a mapping of names", repr(value))
+    return dict(value)
 
 
 def positive(argument: str, value: object) -> float:

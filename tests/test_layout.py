@@ -15,7 +15,7 @@ LAYERS = [
     {"inference", "meanfield"},
     {"plots"},
     {"compare"},
-    {"report"},
+    {"report", "sweeps"},
     {"cli"},
     {"__main__"},
 ]

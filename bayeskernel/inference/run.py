@@ -56,7 +56,9 @@ def sample(
         Coordinates of the posterior, exact at any width in each: "weights"; "preactivations", with
         weights integrated out, N T P dimensions instead of N^2; "kernels" for linear networks with
         N >= T P, at a cost that does not depend on N, always in float64. "auto" takes the one of
-        fewest dimensions that can keep what is asked for; the choice and its reason are recorded.
+        fewest dimensions that can keep what is asked for, and weights where N is below the number of
+        independent sites, as kernels of so few units are nearly singular; the choice and its reason
+        are recorded.
     sampler
         "hmc" (quarter-period trajectories, exact under the prior), "nuts" (NumPyro), or "auto":
         NUTS for kernels, HMC for the others.
@@ -189,12 +191,15 @@ def _choose(space: str, network: Network, task: Task, keep: tuple[str, ...]) -> 
 
 
 def _smallest(at: preactivations.Coordinates, task: Task, keep: tuple[str, ...]) -> tuple[str, str]:
+    if at.net.width < at.rank:
+        reason = f"fewer units than independent sites ({at.net.width} < {at.rank})"
+        return "weights", f"{reason}: kernels are nearly singular"
     shapes = weights.site_shapes(at.net, task.shape[2], task.shape[3]).values()
     count = {
         "weights": sum(int(np.prod(shape)) for shape in shapes),
         "preactivations": at.rank * at.net.width,
     }
-    if at.net.phi.name == "linear" and at.net.width >= at.rank and not keep:
+    if at.net.phi.name == "linear" and not keep:
         count["kernels"] = at.rank * (at.rank + 1) // 2
     best = min(count, key=lambda name: count[name])
     sizes = ", ".join(f"{name} {n}" for name, n in count.items())

@@ -2,6 +2,7 @@ r"""The mean-field posterior of a linear network: all branches of F and what fol
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from bayeskernel.meanfield.gaussian import (
     LARGE,
     Progress,
     Stationary,
+    Status,
     all_branches,
     approach,
     is_stable,
@@ -84,32 +86,66 @@ def solve(
 ) -> Found:
     """Find all branches, or those reached from the prior; 64-bit JAX must be enabled."""
     problem = linear_problem(network, task)
-
-    def descend(starts: list[Floats], where: LinearProblem) -> list[Stationary]:
-        return all_branches(
-            starts, where, same, tolerance=tolerance, max_steps=max_steps, progress=progress
-        )
-
-    def kernel_of(Q: Floats) -> Floats:
-        return np.asarray(to_kernel(jnp.asarray(Q), problem))
-
-    def same(first: Floats, second: Floats) -> bool:
-        one, two = kernel_of(first), kernel_of(second)
-        return distance(one, two, symmetry) < _SAME * float(np.linalg.norm(two))
-
     prior = np.eye(problem.size)
     starts = [prior]
     if every_branch and problem.data_weight and np.any(problem.data.targets):
-        strong = problem.data._replace(targets=_STRONG_SIGNAL * problem.data.targets)
-        above = problem._replace(data=strong)
+        above = _scaled(problem, _STRONG_SIGNAL)
         large = problem.size > LARGE
         starts.append(
             approach(prior, above, progress, accuracy=_ROUGHLY)
             if large
-            else descend([prior], above)[0].Q
+            else _descend([prior], above, symmetry, tolerance, max_steps, progress)[0].Q
         )
-    found = descend(starts, problem)
-    branches = tuple(_branch(point, canonical(kernel_of(point.Q), symmetry)) for point in found)
+    return _found(
+        _descend(starts, problem, symmetry, tolerance, max_steps, progress), problem, symmetry
+    )
+
+
+def along(
+    network: Network,
+    task: Task,
+    symmetry: SignSymmetry,
+    signals: Iterable[float],
+    tolerance: float,
+    max_steps: int,
+    progress: Progress | None,
+) -> Iterator[Found]:
+    """Branches at one signal after the other, each descended to from the one before."""
+    problem = linear_problem(network, task)
+    Q = np.eye(problem.size)
+    for signal in signals:
+        here = _scaled(problem, signal)
+        points = _descend([Q], here, symmetry, tolerance, max_steps, progress)
+        if points[0].status is Status.CONVERGED:
+            Q = points[0].Q
+        yield _found(points, here, symmetry)
+
+
+def _scaled(problem: LinearProblem, signal: float) -> LinearProblem:
+    return problem._replace(
+        data=problem.data._replace(targets=signal * np.asarray(problem.data.targets))
+    )
+
+
+def _descend(
+    starts: list[Floats],
+    problem: LinearProblem,
+    symmetry: SignSymmetry,
+    tolerance: float,
+    max_steps: int,
+    progress: Progress | None,
+) -> list[Stationary]:
+    def same(first: Floats, second: Floats) -> bool:
+        one, two = _kernel_of(first, problem), _kernel_of(second, problem)
+        return distance(one, two, symmetry) < _SAME * float(np.linalg.norm(two))
+
+    return all_branches(
+        starts, problem, same, tolerance=tolerance, max_steps=max_steps, progress=progress
+    )
+
+
+def _found(points: list[Stationary], problem: LinearProblem, symmetry: SignSymmetry) -> Found:
+    branches = tuple(_branch(p, canonical(_kernel_of(p.Q, problem), symmetry)) for p in points)
     kernel = branches[0].kernel
     return Found(
         branches,
@@ -120,6 +156,10 @@ def solve(
         0.0,
         LinearTheory(problem, kernel),
     )
+
+
+def _kernel_of(Q: Floats, problem: LinearProblem) -> Floats:
+    return np.asarray(to_kernel(jnp.asarray(Q), problem))
 
 
 def _branch(point: Stationary, kernel: Floats) -> Branch:

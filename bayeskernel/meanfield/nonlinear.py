@@ -6,6 +6,8 @@ symmetry is broken is followed too, and where it is stable another one is looked
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -29,7 +31,8 @@ from bayeskernel.tasks import Task
 Floats = NDArray[np.float64]
 
 # Signals on the way up, as fractions of the task's, and over a stronger one back down.
-_UP = np.arange(1, 9) / 8
+_FINEST = 8
+_UP = np.arange(1, _FINEST + 1) / _FINEST
 _DOWN = np.array([1.25, 1.5, 1.75, 2.0, 1.75, 1.5, 1.25, 1.0])
 # Two kernels closer than this, or than their Monte-Carlo errors allow, are one solution.
 _SAME = 1e-4
@@ -158,12 +161,63 @@ def solve(
             found.append(finish(follow(raised[0], core, _DOWN, rng, progress)))
     else:
         found.append(finish((begin, Status.CONVERGED)))
-    found = _distinct(found, driven, symmetry)
-    found = [_canonical(solution, driven, symmetry) for solution in found]
-    best = found[0]
+    return _found(found, network, task, symmetry, problem, driven)
+
+
+def along(
+    network: Network,
+    task: Task,
+    symmetry: SignSymmetry,
+    signals: Iterable[float],
+    rng: np.random.Generator,
+    tolerance: float,
+    max_steps: int,
+    progress: Progress | None,
+) -> Iterator[Found]:
+    """The solution at one signal after the other, each carried on from the one before."""
+    problem, driven, core = _problems(network, task, symmetry)
+    point, before = start(core, rng), 0.0
+    for signal in signals:
+        stages = math.ceil(_FINEST * abs(signal - before) / max(signal, before, 1e-300)) or 1
+        now, status = follow(
+            point, core, np.linspace(before, signal, stages + 1)[1:], rng, progress
+        )
+        solution = polish(
+            now,
+            core.scaled(signal),
+            driven.scaled(signal),
+            rng,
+            reached=status,
+            tolerance=tolerance,
+            max_steps=max_steps,
+            progress=progress,
+        )
+        if solution.status is Status.CONVERGED:
+            point, before = now, signal
+        yield _found(
+            [solution],
+            network,
+            task.scaled(signal),
+            symmetry,
+            problem.scaled(signal),
+            driven.scaled(signal),
+        )
+
+
+def _found(
+    solutions: list[Solution],
+    network: Network,
+    task: Task,
+    symmetry: SignSymmetry,
+    problem: Problem,
+    driven: Problem,
+) -> Found:
+    distinct = _distinct(solutions, driven, symmetry)
+    ordered = [_canonical(solution, driven, symmetry) for solution in distinct]
+    best = ordered[0]
     kernel = kernel_of(best.point, driven)
     return Found(
-        tuple(_branch(solution, driven) for solution in found),
+        tuple(_branch(solution, driven) for solution in ordered),
         np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.data.map_)),
         matrix(best.point.conjugate, driven).reshape(kernel.shape),
         np.asarray(mean_output(jnp.asarray(kernel), problem.data)),

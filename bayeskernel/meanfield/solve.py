@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bayeskernel.errors import LARGEST, InputError, positive, positive_integer, real_array
-from bayeskernel.gauge import sign_symmetry
+from bayeskernel.gauge import SignSymmetry, sign_symmetry
 from bayeskernel.kernels import kernel_map
 from bayeskernel.keys import check_key
 from bayeskernel.meanfield import linear, nonlinear
 from bayeskernel.meanfield.fluctuations import Fluctuations
 from bayeskernel.meanfield.gaussian import Progress, Status
 from bayeskernel.meanfield.predict import Prediction
-from bayeskernel.meanfield.solution import Branch, Theory
+from bayeskernel.meanfield.solution import Branch, Found, Theory
 from bayeskernel.meanfield.spectrum import Outliers, outliers
 from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
@@ -243,13 +243,7 @@ def solve_branches(
     every_branch: bool,
 ) -> MeanField:
     """`solve`, or only the branch that raising the signal from zero leads to."""
-    check_problem(network, task)
-    positive("tolerance", tolerance)
-    positive_integer("max_steps", max_steps)
-    symmetry = sign_symmetry(network, task)
-    if not np.any(np.abs(task.inputs) > 1 / LARGEST):
-        raise InputError("inputs", "at least one input that is not zero", "all zero")
-    seed = 0 if rng_key is None else int(np.sum(jax.random.key_data(check_key(rng_key))))
+    symmetry, seed = checked(network, task, rng_key, tolerance, max_steps)
     with jax.enable_x64(True):
         if network.phi.name == "linear":
             found = linear.solve(
@@ -266,19 +260,38 @@ def solve_branches(
                 progress,
                 every_branch=every_branch,
             )
-        best = found.branches[0]
-        return MeanField(
-            network=network,
-            task=task,
-            kernel=best.kernel,
-            preactivation_kernel=found.preactivation_kernel,
-            conjugate=found.conjugate,
-            output=found.output,
-            free_energy=best.free_energy,
-            residual=best.residual,
-            monte_carlo_error=found.monte_carlo_error,
-            free_energy_error=found.free_energy_error,
-            result=best.result,
-            branches=found.branches,
-            _theory=found.theory,
-        )
+    return mean_field(network, task, found)
+
+
+def checked(
+    network: Network, task: Task, rng_key: jax.Array | None, tolerance: float, max_steps: int
+) -> tuple[SignSymmetry, int]:
+    """Refuse what cannot be solved; the sign symmetry, and a seed for particles."""
+    check_problem(network, task)
+    positive("tolerance", tolerance)
+    positive_integer("max_steps", max_steps)
+    symmetry = sign_symmetry(network, task)
+    if not np.any(np.abs(task.inputs) > 1 / LARGEST):
+        raise InputError("inputs", "at least one input that is not zero", "all zero")
+    seed = 0 if rng_key is None else int(np.sum(jax.random.key_data(check_key(rng_key))))
+    return symmetry, seed
+
+
+def mean_field(network: Network, task: Task, found: Found) -> MeanField:
+    """What users see of the branches found."""
+    best = found.branches[0]
+    return MeanField(
+        network=network,
+        task=task,
+        kernel=best.kernel,
+        preactivation_kernel=found.preactivation_kernel,
+        conjugate=found.conjugate,
+        output=found.output,
+        free_energy=best.free_energy,
+        residual=best.residual,
+        monte_carlo_error=found.monte_carlo_error,
+        free_energy_error=found.free_energy_error,
+        result=best.result,
+        branches=found.branches,
+        _theory=found.theory,
+    )

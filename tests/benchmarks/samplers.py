@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -69,10 +69,20 @@ class Target(NamedTuple):
 def target(network: bk.Network, task: bk.Task) -> Target:
     net, given = weights.structure(network, task.shape[0]), weights.data(network, task)
     likelihood = rotation.log_likelihood(lambda data: weights.model(net, data))
+
+    @jax.jit
+    def log_density(z: Any) -> jax.Array:
+        return likelihood(z, given) - sum(jnp.sum(v**2) for v in z.values()) / 2
+
+    def prior(key: jax.Array) -> Any:
+        return weights.draw_prior(key, net, given)
+
+    # NumPyro's handlers are global: the model is traced here, not by two chains' threads at once.
+    jax.eval_shape(log_density, jax.eval_shape(prior, jax.random.key(0)))
     return Target(
-        lambda z: likelihood(z, given) - sum(jnp.sum(v**2) for v in z.values()) / 2,
+        log_density,
         lambda z: representational_kernel(weights.forward(z, net, given)[0]),
-        lambda key: weights.draw_prior(key, net, given),
+        prior,
     )
 
 
@@ -257,7 +267,7 @@ def row(
     return f"{single.shape[1]} | {ess:.0f} | {rate} | {warm:.0f} | {bias:.1f}"
 
 
-def main(seconds: float, chosen: list[str]) -> None:
+def main(seconds: float, chosen: list[str], asked: Iterable[str] = METHODS) -> None:
     print(
         "| task | N | sampler | draws | min ESS | ESS/s, 1 chain | ESS/s, 2 chains | compile + warm-up s | bias |"
     )
@@ -273,7 +283,7 @@ def main(seconds: float, chosen: list[str]) -> None:
         )
         at = flip_kernel(kernels, align(kernels, first[0, -1], symmetry)[0]).mean((0, 1))
         reference = (at, *summary(kernels, at, symmetry)[1:])
-        for name in METHODS:
+        for name in asked:
             with context.Pool(1) as pool:
                 result = pool.apply_async(row, (label, name, seconds, reference))
                 try:

@@ -44,6 +44,10 @@ def moments(space, network, task, seed, draws):
         num_warmup=400, num_samples=draws, num_chains=4, progress=False,
     )  # fmt: skip
     assert not run["sample_stats"]["diverging"].any()
+    return moments_of(run, network, task)
+
+
+def moments_of(run, network, task):
     kernel = run["posterior"]["kernel"].to_numpy().astype(np.float64)
     output = run["posterior"]["output"].to_numpy().astype(np.float64)
     # Absolute values do not change under the sign symmetry, which chains break as they like.

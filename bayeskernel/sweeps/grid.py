@@ -1,0 +1,210 @@
+"""Which points does a sweep have, and where is the result of each kept?
+
+Theory does not depend on width and seed, and is continued along the signal: points that differ in signal alone
+form a *line*. Samples are drawn point by point. In a sweep's folder, theory lies in
+``theory/LINE/signal=S.npz`` and samples in ``samples/LINE/signal=S,width=N,seed=K.npz``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from bayeskernel.errors import (
+    InputError,
+    instance,
+    integers,
+    mapping,
+    positive,
+    positive_integer,
+)
+from bayeskernel.network import Network, Sharing, check_problem
+from bayeskernel.tasks import Task
+
+# Axes in the order of a sweep's dataset. What is left out of a grid has the network's value, signal 1, seed 0.
+AXES = ("sharing", "activation", "steps", "noise", "signal", "width", "seed")
+_LINE = ("sharing", "activation", "steps", "noise")
+_WITHIN_LINE = ("signal", "width", "seed")
+
+TaskOrMaker: TypeAlias = Task | Callable[[int], Task]
+Point: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Values of the axes, checked.
+
+    Attributes
+    ----------
+    axes
+        Values by axis, in the order of `AXES`; every axis is there, with one value where it is not swept.
+    swept
+        The axes of the user's grid.
+    network, make_task
+        What the points are made of.
+    """
+
+    axes: dict[str, tuple[Any, ...]]
+    swept: tuple[str, ...]
+    network: Network
+    make_task: Callable[[int], Task]
+
+    def lines(self) -> Iterator[Point]:
+        """Coordinates of the lines."""
+        return self._product(_LINE)
+
+    def within(self, line: Point) -> Iterator[Point]:
+        """Coordinates of the points of a line."""
+        return (line | rest for rest in self._product(_WITHIN_LINE))
+
+    def __len__(self) -> int:
+        """Number of points."""
+        return int(np.prod([len(values) for values in self.axes.values()]))
+
+    def problem(self, point: Point) -> tuple[Network, Task]:
+        """Network and task of a line, or of a point."""
+        network = replace(
+            self.network,
+            sharing=point["sharing"],
+            activation=point["activation"],
+            noise=point["noise"],
+            width=point.get("width", self.network.width),
+        )
+        task = self.make_task(point["steps"])
+        return network, task.scaled(point.get("signal", 1.0))
+
+    def _product(self, names: Sequence[str]) -> Iterator[Point]:
+        for values in itertools.product(*(self.axes[name] for name in names)):
+            yield dict(zip(names, values, strict=True))
+
+
+def checked_grid(network: Network, task: TaskOrMaker, grid: Mapping[str, Sequence[Any]]) -> Grid:
+    """Refuse unknown axes and values no network or task could take."""
+    instance("network", network, Network)
+    given = mapping("grid", grid)
+    unknown = [name for name in given if name not in AXES]
+    if unknown:
+        raise InputError("grid", f"axes among {AXES}", unknown)
+    make_task, steps = _task_maker(task, given)
+    defaults = {
+        "sharing": network.sharing,
+        "activation": network.activation,
+        "steps": steps,
+        "noise": network.noise,
+        "signal": 1.0,
+        "width": network.width,
+        "seed": 0,
+    }
+    axes: dict[str, tuple[Any, ...]] = {}
+    for name in AXES:
+        axes[name] = _values(name, given[name]) if name in given else (defaults[name],)
+    found = Grid(axes, tuple(name for name in AXES if name in given), network, make_task)
+    shapes = set()
+    for line in found.lines():
+        changed, problem = found.problem(line)
+        check_problem(changed, problem)
+        shapes.add((problem.shape[1], problem.shape[3]))
+    if len(shapes) > 1:
+        raise InputError("task", "as many patterns and outputs at any number of steps", shapes)
+    return found
+
+
+def _task_maker(
+    task: TaskOrMaker, given: Mapping[str, Any]
+) -> tuple[Callable[[int], Task], int | None]:
+    if isinstance(task, Task):
+        if "steps" in given:
+            raise InputError(
+                "task", "a function of the number of steps, to sweep over it", "a Task"
+            )
+        fixed = task
+        return lambda steps: fixed, task.shape[0]
+    if not callable(task) or "steps" not in given:
+        expected = "a Task, or with steps in the grid a function that makes one"
+        raise InputError("task", expected, type(task).__name__)
+    made: dict[int, Task] = {}
+
+    def make(steps: int) -> Task:
+        if steps not in made:
+            made[steps] = instance("task(steps)", task(steps), Task)
+            if made[steps].shape[0] != steps:
+                raise InputError("task(steps)", f"a task of {steps} steps", made[steps].shape[0])
+        return made[steps]
+
+    return make, None
+
+
+def _values(name: str, values: object) -> tuple[Any, ...]:
+    if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+        raise InputError(f"grid[{name!r}]", "a list of values", repr(values))
+    where = f"grid[{name!r}]"
+    listed: list[Any]
+    if name in ("steps", "width"):
+        listed = [positive_integer(where, v) for v in values]
+    elif name == "seed":
+        listed = integers(where, values, "a list of whole numbers")
+        if any(not 0 <= v < 2**32 for v in listed):
+            raise InputError(where, "whole numbers from 0 to 2^32 - 1", listed)
+    elif name == "noise":
+        listed = [positive(where, v) for v in values]
+    elif name == "signal":
+        listed = [0.0 if v == 0 else positive(where, v) for v in values]
+    elif name == "sharing":
+        # A network refuses what is no sharing pattern, and brings lists to one form.
+        listed = [Network(1, sharing=v).sharing for v in values]
+    else:
+        listed = [Network(1, activation=v).activation for v in values]
+    labels = [label(v) for v in listed]
+    if not listed or len(set(labels)) < len(labels):
+        raise InputError(where, "at least one value, none twice", labels)
+    return tuple(listed)
+
+
+def label(value: Any) -> str | float | int:
+    """The plain value that stands for a value in files and datasets."""
+    if isinstance(value, (str, float, int)):
+        return value
+    if isinstance(value, tuple):
+        return ",".join(str(v) for v in value)
+    if isinstance(value, Sharing):
+        return ";".join(f"{name}={label(v)}" for name, v in vars(value).items())
+    return Network(1, activation=value).phi.name
+
+
+def theory_file(folder: Path, point: Point) -> Path:
+    """Where the theory at a point is kept."""
+    return folder / "theory" / _name(point, _LINE) / f"signal={point['signal']!r}.npz"
+
+
+def sample_file(folder: Path, point: Point) -> Path:
+    """Where the samples of a point are kept."""
+    return folder / "samples" / _name(point, _LINE) / f"{_name(point, _WITHIN_LINE)}.npz"
+
+
+def key_of(point: Point) -> jax.Array:
+    """The point's own randomness: it depends on its coordinates, not on the grid around it."""
+    return jax.random.fold_in(
+        jax.random.key(point["seed"]), zlib.crc32(_name(point, AXES).encode())
+    )
+
+
+def digest(task: Task) -> str:
+    """Tell tasks apart."""
+    arrays = (np.ascontiguousarray(a) for a in (task.inputs, task.targets))
+    return hashlib.sha256(
+        b"".join(repr(a.shape).encode() + a.tobytes() for a in arrays)
+    ).hexdigest()
+
+
+def _name(point: Point, axes: Sequence[str]) -> str:
+    # Names of users' functions may hold what a file name may not.
+    words = ",".join(f"{name}={label(point[name])}" for name in axes)
+    return "".join(c if c.isalnum() or c in "=,.;-+_" else "_" for c in words)

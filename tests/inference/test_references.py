@@ -1,0 +1,52 @@
+"""Every space against draws kept on file, made by NumPyro's NUTS in weights."""
+
+import arviz as az
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.stats import norm
+
+import bayeskernel as bk
+from tests.data import references
+
+FALSE_ALARM = 1e-4
+
+
+def summary(values):
+    """Mean, its error and effective draws."""
+    data = xr.Dataset({"x": (("chain", "draw", "entry"), values)})
+    ess = az.ess(data, method="mean")["x"].to_numpy()
+    return values.mean((0, 1)), az.mcse(data, method="mean")["x"].to_numpy(), ess
+
+
+def features(values, quartiles):
+    """Entries, their squares, and on which side of the reference's quartiles they lie."""
+    below = [(values < q).astype(float) for q in quartiles]
+    return np.concatenate([values, values**2, *below], axis=-1)
+
+
+def spaces(name):
+    linear = references.CASES[name][0].activation == "linear"
+    return ["weights", "preactivations"] + ["kernels"] * linear
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "space"), [(name, space) for name in references.CASES for space in spaces(name)]
+)
+def test_samples_have_the_law_of_the_reference(name, space):
+    network, task, _ = references.CASES[name]
+    reference = references.load(name)
+    assert reference.shape[:2] == (references.CHAINS, references.DRAWS)
+    draws = bk.sample(
+        jax.random.key(1), network, task, space=space,
+        num_warmup=500, num_samples=3000, num_chains=2, progress=False,
+    )  # fmt: skip
+    values = references.entries(draws, network, task)
+    quartiles = np.quantile(reference, [0.25, 0.5, 0.75], axis=(0, 1))
+    mean, error, ess = summary(features(values, quartiles))
+    expected, expected_error, _ = summary(features(reference, quartiles))
+    assert ess.min() > 400
+    z = (mean - expected) / np.hypot(error, expected_error)
+    assert np.abs(z).max() < norm.isf(FALSE_ALARM / 2 / z.size)
