@@ -56,6 +56,12 @@ class Activation:
         change = half * second.reshape(inside.shape) @ weights
         return bool(np.allclose(change, np.diff(first), rtol=1e-3, atol=1e-3))
 
+    def __reduce__(self) -> tuple[Callable[..., Activation], tuple[object, ...]]:
+        # Functions of JAX cannot be pickled; names can, and mean the same everywhere.
+        if _NAMED.get(self.name, (None,))[0] is self.function:
+            return resolve, (self.name,)
+        return Activation, (self.name, self.function, self.odd)
+
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply phi elementwise."""
         return self.function(x)

@@ -1,3 +1,5 @@
+import pickle
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,3 +67,16 @@ def test_activations():
     assert not bk.Network(8, activation=jnp.cos).phi.odd
     assert not bk.Network(8, activation="relu").phi.odd
     assert np.allclose(bk.Network(8, activation="relu").phi(x), [0, 0, 1])
+
+
+def cube(x):
+    return x**3
+
+
+@pytest.mark.parametrize("activation", ["linear", "erf", "tanh", "relu", cube])
+def test_networks_can_be_sent_to_other_processes(activation):
+    network = bk.Network(8, activation)
+    again = pickle.loads(pickle.dumps(network))
+    assert again == network
+    assert again.phi.name == network.phi.name
+    assert float(again.phi(0.5)) == float(network.phi(0.5))

@@ -79,7 +79,10 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
             _fill(here, index, _read(file(folder, point)))
         parts.append(xr.Dataset(here))
     # Theory is the same for all widths and seeds.
-    both = xr.broadcast(*(part[list(_BOTH)] for part in parts))
+    both = []
+    for part in parts:
+        missing = {name: sizes[name] for name in swept if name not in part["ok"].dims}
+        both.append(part[list(_BOTH)].expand_dims(missing))
     data = xr.concat(both, xr.Variable("source", sources))
     data = data.transpose("source", *swept, ...)
     for part in parts:

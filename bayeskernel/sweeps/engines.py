@@ -147,16 +147,16 @@ class Dask:
         """Wait for the first."""
         from distributed import wait as wait_for
 
+        found = list[tuple[Job, str | None, BaseException | None]]()
         try:
             done, _ = wait_for(list(self._jobs), return_when="FIRST_COMPLETED")
+            for future in done:
+                error = future.exception() if future.status != "finished" else None
+                said = None if error else future.result()
+                found.append((self._jobs.pop(future), said, error))
         except (OSError, CancelledError):
             lost = ConnectionError("the cluster's scheduler is gone")
-            return [(self._jobs.pop(future), None, lost) for future in list(self._jobs)]
-        found = list[tuple[Job, str | None, BaseException | None]]()
-        for future in done:
-            job = self._jobs.pop(future)
-            error = future.exception() if future.status != "finished" else None
-            found.append((job, None if error else future.result(), error))
+            found += [(self._jobs.pop(future), None, lost) for future in list(self._jobs)]
         return found
 
     def close(self) -> None:

@@ -63,8 +63,8 @@ class TheoryJob(NamedTuple):
         for direction, k, theory in solve_path(self.network, self.task, self.signals):
             if direction == "up":
                 up[k] = theory
-            else:
-                write(self.files[k], _theory_result(up.pop(k), theory))
+            elif not valid(self.files[k]):
+                write(self.files[k], _theory_result(up[k], theory))
 
 
 class SampleJob(NamedTuple):

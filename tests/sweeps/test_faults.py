@@ -14,12 +14,10 @@ import pytest
 
 import bayeskernel as bk
 
-pytestmark = pytest.mark.long
-
 NET = bk.Network(24, "linear", noise=0.1)
 TASK = bk.tasks.endpoint([[1.0]], [3.0], 3)
 # A point takes about a second.
-OPTIONS = {"space": "preactivations", "num_warmup": 200, "num_samples": 4000, "num_chains": 1}
+OPTIONS = {"space": "preactivations", "num_warmup": 200, "num_samples": 2000, "num_chains": 2}
 GRID = {"seed": list(range(8))}
 
 
@@ -59,10 +57,12 @@ def children_of(pid):
     return [p for p in found if "spawn_main" in " ".join(p.cmdline())]
 
 
+@pytest.mark.slow
 def test_processes_give_what_this_process_gives(undisturbed, tmp_path):
     assert run(tmp_path / "out", 2).identical(undisturbed)
 
 
+@pytest.mark.long
 def test_a_process_that_dies_is_replaced(undisturbed, tmp_path):
     killed = []
 
@@ -87,7 +87,13 @@ def _sweep_in_a_process(folder, address=None):
     run(folder, client)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(signal.SIGKILL, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_is_stopped_goes_on(undisturbed, tmp_path, stop):
     process = multiprocessing.get_context("spawn").Process(
         target=_sweep_in_a_process, args=(tmp_path / "out",)
@@ -102,6 +108,7 @@ def test_a_run_that_is_stopped_goes_on(undisturbed, tmp_path, stop):
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.long
 def test_a_full_disk_is_said_and_what_was_written_is_intact(undisturbed, tmp_path):
     # Files of samples are larger than those of theory; none of them fits.
     code = (
@@ -167,6 +174,7 @@ def connect(where):
     return client
 
 
+@pytest.mark.long
 def test_a_lost_worker_is_made_up_for(undisturbed, tmp_path, cluster):
     scheduler, worker, where = cluster
     scheduler()
@@ -184,6 +192,7 @@ def test_a_lost_worker_is_made_up_for(undisturbed, tmp_path, cluster):
     assert found.identical(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_lost_scheduler_loses_no_point(undisturbed, tmp_path, cluster):
     scheduler, worker, where = cluster
     first = scheduler()
@@ -204,6 +213,7 @@ def test_a_lost_scheduler_loses_no_point(undisturbed, tmp_path, cluster):
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_a_lost_client_loses_no_point(undisturbed, tmp_path, cluster):
     scheduler, worker, where = cluster
     scheduler()

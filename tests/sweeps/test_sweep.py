@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.meanfield.path import solve_path
+from bayeskernel.sweeps.description import read_description
 from bayeskernel.sweeps.grid import checked_grid, sample_file, theory_file
 
 NET = bk.Network(64, "linear", noise=0.1)
@@ -67,7 +69,7 @@ def test_the_sample_of_a_point_does_not_depend_on_the_grid(swept, tmp_path):
         out=tmp_path / "alone",
     )
     np.testing.assert_array_equal(
-        alone["kernel"].sel(source="sampled").squeeze(),
+        alone["kernel"].sel(source="sampled").isel(signal=0, seed=0),
         data["kernel"].sel(source="sampled", signal=4.5, seed=1, sharing="tied"),
     )
 
@@ -127,7 +129,7 @@ def test_errors_are_results_and_do_not_stop_the_rest(tmp_path):
     grid = {"width": [2, 16]}  # N < d cannot be sampled in kernels
     data = bk.sweep(NET, TASK, grid, sample=QUICK, out=tmp_path / "out")
     narrow, wide = (data.sel(source="sampled", width=width) for width in grid["width"])
-    assert "InputError: space: expected" in narrow["status"].item()
+    assert "InputError: width: expected at least the rank 3" in narrow["status"].item()
     assert not narrow["ok"]
     assert np.isnan(narrow["kernel"]).all()
     assert np.isfinite(wide["kernel"]).all()
@@ -272,12 +274,23 @@ def test_command_line_reads_a_description(tmp_path):
         (("labels", "label"), "[task]: expected arguments of endpoint"),
         (("width", "widht"), "[network]: expected arguments of Network"),
         (("count = 2", "counts = 2"), "[grid] signal: expected a list, or start, stop, count"),
-        (("[2, 3]", "[0]"), "grid['steps']: expected an integer >= 1, got 0"),
+        (("[2, 3]", "[2, 3]\n[run]"), "FILE: expected nothing but"),
     ],
 )
-def test_command_line_refuses_a_bad_description(change, message, tmp_path):
+def test_a_bad_description_is_refused(change, message, tmp_path):
     (tmp_path / "sweep.toml").write_text(TOML.replace(*change))
+
+    def check():
+        given = read_description(tmp_path / "sweep.toml")
+        checked_grid(given["network"], given["task"], given["grid"])
+
+    with pytest.raises(bk.InputError, match=re.escape(message)):
+        check()
+
+
+def test_command_line_refuses_in_one_line(tmp_path):
+    (tmp_path / "sweep.toml").write_text(TOML.replace('"endpoint"', '"mnist"'))
     done = command("sweep.toml", cwd=tmp_path)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert "error: [task] name: expected one of" in done.stderr
     assert "Traceback" not in done.stderr
