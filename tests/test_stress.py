@@ -9,7 +9,7 @@ import pytest
 
 import bayeskernel as bk
 
-from .inference.test_triangle import disagreement, moments, moments_of
+from .inference.test_triangle import disagreement, moments_of
 
 RIGHT, REFUSED, FAILED = "right", "refused", "failed verdict"
 PAIR = bk.tasks.endpoint([[1.0, 0.3], [-0.2, 1.0]], [1.0, -1.0], 3)
@@ -98,23 +98,32 @@ NARROW = {
 }
 
 
+def same_law(*runs):
+    """Whether two runs, of (key, network, task, space, double), agree; the verdict of the first that failed."""
+    found = []
+    for seed, net, task, space, double in runs:
+        with jax.enable_x64(double):
+            draws = bk.sample(
+                jax.random.key(seed), net, task, space=space,
+                num_warmup=400, num_samples=3000, num_chains=4, progress=False,
+            )  # fmt: skip
+        chains = bk.diagnose(draws)
+        if not chains.ok:
+            return FAILED, f"{space}, {'float64' if double else 'float32'}. {chains.verdict}"
+        found.append(moments_of(draws, net, task))
+    worst, limit = disagreement(*found)
+    return (RIGHT if worst < limit else "WRONG"), f"largest z {worst:.2f}, limit {limit:.2f}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("case", NARROW)
 def test_narrow_networks_end_as_stated(case):
-    """Theory does not apply; the two spaces that do must agree, or the chains' verdict say why not."""
-    narrow, expected = NARROW[case]
-    one = moments("weights", narrow, PAIR, 1, 3000)
-    run = bk.sample(
-        jax.random.key(2), narrow, PAIR, space="preactivations",
-        num_warmup=400, num_samples=3000, num_chains=4, progress=False,
-    )  # fmt: skip
-    chains, found = bk.diagnose(run), FAILED
-    words = chains.verdict
-    if chains.ok:
-        worst, limit = disagreement(one, moments_of(run, narrow, PAIR))
-        words = f"weights against pre-activations: largest z {worst:.2f}, limit {limit:.2f}"
-        found = RIGHT if worst < limit else "WRONG"
-    print(f"| {case}, pre-activations | {found} | {words} |")
+    """Theory does not apply; the two spaces that do must agree, or a verdict say why not."""
+    net, expected = NARROW[case]
+    found, words = same_law(
+        (1, net, PAIR, "weights", False), (2, net, PAIR, "preactivations", False)
+    )
+    print(f"| {case}, weights against pre-activations | {found} | {words} |")
     assert found in expected, words
 
 
@@ -127,17 +136,14 @@ def test_narrow_networks_are_sampled_in_weights():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.1, 0.01])
 @pytest.mark.parametrize("activation", ["linear", "erf"])
-def test_float32_and_float64_sample_one_law(activation):
-    given = network(activation=activation, width=24, noise=0.01), PAIR
-    single = moments("preactivations", *given, 1, 2000)
-    with jax.enable_x64(True):
-        double = moments("preactivations", *given, 2, 2000)
-    worst, limit = disagreement(single, double)
-    print(
-        f"| float32 and float64, {activation} | {RIGHT} | largest z {worst:.2f}, limit {limit:.2f} |"
-    )
-    assert worst < limit
+def test_float32_and_float64_sample_one_law(activation, noise):
+    net = network(activation=activation, width=24, noise=noise)
+    found, words = same_law(*((k, net, PAIR, "preactivations", k == 2) for k in (1, 2)))
+    print(f"| float32 and float64, {activation}, noise {noise} | {found} | {words} |")
+    # At small noise a transition in a hundred thousand diverges, in either precision.
+    assert found == RIGHT or (noise < 0.1 and "divergent" in words), words
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, np.inf, np.nan])

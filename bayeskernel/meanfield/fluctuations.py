@@ -40,7 +40,7 @@ from bayeskernel.meanfield.free_energy import (
     to_kernel,
     whitened_free_energy,
 )
-from bayeskernel.meanfield.gaussian import cholesky, dense_hessian, symmetric_basis
+from bayeskernel.meanfield.gaussian import Status, cholesky, dense_hessian, symmetric_basis
 from bayeskernel.meanfield.homotopy import Solution
 from bayeskernel.meanfield.problem import Problem, matrix
 from bayeskernel.meanfield.saddle import assemble, correction_slope, gradient, thinned
@@ -158,6 +158,8 @@ def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -
     Activities of independent groups must have mean zero: phi is odd, or there is one group.
     """
     at = solution.expansion
+    if solution.status is not Status.CONVERGED:
+        raise FluctuationError(f"fluctuations exist around a solution; {solution.status}")
     if solution.curvature <= 0:
         raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
     if at.unit.shape[1] > _MOST_ENTRIES:

@@ -26,8 +26,9 @@ from bayeskernel.activations import Activation
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# A site whose innovation holds less of its variance than this follows from the sites before it.
-_PIVOT_TOLERANCE = 1e-8
+# A site whose innovation holds less of its variance than this follows from the sites before it. Statistics of
+# smaller ones are lost to rounding errors, and kernels change by less than that share.
+_PIVOT_TOLERANCE = 1e-6
 # In up to so many dimensions a grid. The trapezoidal rule converges faster than any power on smooth
 # functions: at this spacing, in standard deviations of q, beyond 1e-8.
 GRID_DIMENSIONS = 3

@@ -10,6 +10,7 @@ from scipy.special import erf
 import bayeskernel as bk
 from bayeskernel.gauge import flip_kernel
 from bayeskernel.meanfield import homotopy, single_unit
+from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.prior import prior_kernel
 
 ENDPOINT = bk.tasks.endpoint([[1.0]], [2.0], 3)
@@ -259,3 +260,24 @@ def test_an_exhausted_solver_says_so():
     theory = bk.solve(ERF, ENDPOINT, max_steps=1, tolerance=1e-14)
     assert not theory.converged
     assert "did not reach" in theory.result
+
+
+@pytest.mark.long
+def test_patterns_that_hardly_differ_are_solved():
+    """Innovations too small to keep are dropped; kernels hardly notice."""
+    network = bk.Network(64, "erf", noise=0.1)
+    given = {
+        gap: bk.solve(network, bk.tasks.endpoint([[1.0, 0.3], [1.0, 0.3 + gap]], [1.0, 1.0], 3))
+        for gap in (0.0, 3e-4, 1e-3, 3e-3)
+    }
+    for gap, theory in given.items():
+        assert theory.converged
+        error = 5 * theory.monte_carlo_error.max() + gap
+        np.testing.assert_allclose(theory.kernel, given[0.0].kernel, atol=error)
+
+
+def test_what_did_not_converge_has_no_fluctuations():
+    theory = bk.solve(ERF, ENDPOINT, tolerance=1e-30, max_steps=1)
+    assert not theory.converged
+    with pytest.raises(FluctuationError, match="fluctuations exist around a solution"):
+        theory.kernel_std()
