@@ -142,7 +142,7 @@ def test_float32_and_float64_sample_one_law(activation, noise):
     net = network(activation=activation, width=24, noise=noise)
     found, words = same_law(*((k, net, PAIR, "preactivations", k == 2) for k in (1, 2)))
     print(f"| float32 and float64, {activation}, noise {noise} | {found} | {words} |")
-    # At small noise a transition in a hundred thousand diverges, in either precision.
+    # At small noise a few transitions in ten thousand diverge in linear networks.
     assert found == RIGHT or (noise < 0.1 and "divergent" in words), words
 
 
