@@ -61,9 +61,9 @@ class Comparison:
     output, output_mcse
         Sampled mean outputs (T, P, O) and their errors, signs aligned likewise.
     frobenius_error
-        |sampled - theory| / |theory| in Frobenius norm.
+        ‖sampled - theory‖ / ‖theory‖ in Frobenius norm.
     cosine_alignment
-        <sampled, theory> / (|sampled| |theory|).
+        <sampled, theory> / (‖sampled‖ ‖theory‖).
     flipped
         Share of draws whose signs were changed to match theory's.
     """
@@ -87,7 +87,7 @@ class Comparison:
 
     @property
     def threshold(self) -> float:
-        """Largest |z| expected of agreeing results, at `FALSE_ALARM` over all entries."""
+        """Largest absolute z expected of agreeing results, at `FALSE_ALARM` over all entries."""
         return float(norm.isf(FALSE_ALARM / 2 / len(self.table)))
 
     @property

@@ -137,7 +137,7 @@ def digits(
     8 x 8 images of the UCI handwritten digits shipped with scikit-learn. Step t sees the t-th group
     of 8 / T rows; the target is +1 for the first class and -1 for the second. The mean image of both
     classes is subtracted and pixels are scaled to unit mean square over all images of both classes,
-    so that |x|^2 / D is about one on average.
+    so that ‖x‖^2 / D is about one on average.
 
     Parameters
     ----------

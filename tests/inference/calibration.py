@@ -324,12 +324,15 @@ def ranks(
         keys = jax.random.split(jax.random.key(seed), count)
         seen = jax.device_get(jax.jit(partial(jax.lax.map, one))((keys, jnp.asarray(y, float))))
     true = sign_invariant(invariants(given, values, y))
-    below = {k: np.zeros(count, int) for k in true}
+    below, equal = ({k: np.zeros(count, int) for k in true} for _ in range(2))
     for i in range(draws):
         now = sign_invariant(invariants(given, {k: v[:, i] for k, v in seen.items()}, y))
         for k in true:
             below[k] += now[k] < true[k]
-    return below
+            equal[k] += now[k] == true[k]
+    # Entries of few relu units can be exactly zero: ties are broken at random.
+    rng = np.random.default_rng(seed)
+    return {k: below[k] + rng.integers(0, equal[k] + 1) for k in below}
 
 
 def sign_invariant(values: Values) -> Values:
