@@ -31,9 +31,19 @@ def spaces(name):
     return ["weights", "preactivations"] + ["kernels"] * linear
 
 
-@pytest.mark.long
+# What every test run checks; the others are slow together.
+QUICK = [("linear, tied", "kernels"), ("erf, tied, digits", "preactivations")]
+
+
 @pytest.mark.parametrize(
-    ("name", "space"), [(name, space) for name in references.CASES for space in spaces(name)]
+    ("name", "space"),
+    [
+        pytest.param(
+            name, space, marks=getattr(pytest.mark, "long" if (name, space) in QUICK else "slow")
+        )
+        for name in references.CASES
+        for space in spaces(name)
+    ],
 )
 def test_samples_have_the_law_of_the_reference(name, space):
     network, task, _ = references.CASES[name]
@@ -41,7 +51,7 @@ def test_samples_have_the_law_of_the_reference(name, space):
     assert reference.shape[:2] == (references.CHAINS, references.DRAWS)
     draws = bk.sample(
         jax.random.key(1), network, task, space=space,
-        num_warmup=500, num_samples=3000, num_chains=2, progress=False,
+        num_warmup=500, num_samples=6000, num_chains=2, progress=False,
     )  # fmt: skip
     values = references.entries(draws, network, task)
     quartiles = np.quantile(reference, [0.25, 0.5, 0.75], axis=(0, 1))
