@@ -4,6 +4,7 @@ Examples are derived from the test's code alone, so that runs repeat; ``-m slow`
 """
 
 import contextlib
+import itertools
 
 import hypothesis.extra.numpy as hnp
 import jax
@@ -215,6 +216,43 @@ def test_sample_answers_or_refuses():
 @pytest.mark.slow
 def test_sample_answers_or_refuses_at_length():
     try_sample(2000)
+
+
+AXES = {
+    "signal": either([1.0], [0, 2.0], [-1.0], [1e60], [True]),
+    "noise": either([0.1], [0.1, 1e-50], [0.0]),
+    "width": either([4], [8, 2], [2.5]),
+    "steps": either([2], [3]),
+    "sharing": either(["tied"], [[0, 1], "untied"], [[0]], [None]),
+    "activation": either(["linear"], ["step"], [3]),
+    "seed": either([0], [0, 2**40], [0.5]),
+    "depth": either([1]),
+}
+
+
+@pytest.mark.long
+def test_sweep_answers_or_refuses(tmp_path):
+    count = itertools.count()
+
+    @examples(60)
+    @given(
+        network=either(NETWORK),
+        task=either(TASK, lambda steps: TASK, lambda steps: 3),
+        grid=st.one_of(JUNK, st.fixed_dictionaries({}, optional=AXES)),
+        sample=either(None, None, None, {"num_samples": 5, "num_warmup": 5, "num_chains": 1}, {"draws": 3}),
+        solve=either(True, False),
+        out=st.one_of(st.none(), st.just("/dev/null/here"), NUMBERS, st.just("new"), st.just("new")),
+        client=st.one_of(st.none(), st.none(), st.just("here"), st.just(0)),
+    )  # fmt: skip
+    def run(out, **arguments):
+        folder = tmp_path / str(next(count)) if out == "new" else out
+        data = survives(bk.sweep, out=folder, **arguments)
+        if data is not None:
+            assert "kernel" in data
+            assert not (data["status"] == "not computed").any()
+        survives(bk.open_sweep, folder)
+
+    run()
 
 
 @pytest.mark.long

@@ -51,9 +51,12 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
     coherence, output, ok, status. Of theory: kernel_shift (~ 1/N, at the point's width), free_energy,
     residual, and branch_kernel, branch_coherence, branch_free_energy, branch_ok with a dimension
     ``direction``: the solution met with the signal rising ("up") and falling ("down"). Of samples:
-    output_error, ess (smallest of all entries). z compares both, as `bayeskernel.compare` does. What is
-    not there yet, or has fewer steps than others, is NaN; ``status`` is then "not computed".
+    output_error, ess (smallest of all entries). z compares both, as `bayeskernel.compare` does; it is NaN
+    where theory has no fluctuations. So is everything that is not there yet, with a status of "not
+    computed", and steps that the longest task has and others have not.
     """
+    if not isinstance(folder, (str, os.PathLike)):
+        raise InputError("folder", "the path of a folder", repr(folder))
     folder = Path(folder)
     try:
         record = json.loads((folder / RECORD).read_text())

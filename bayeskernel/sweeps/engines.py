@@ -7,16 +7,18 @@ finds it.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import platform
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import jax
 from threadpoolctl import threadpool_limits
@@ -24,12 +26,17 @@ from threadpoolctl import threadpool_limits
 from bayeskernel.errors import InputError, positive_integer
 from bayeskernel.sweeps.points import Job, execute
 
-# Jobs handed out beyond those running, for each worker: enough to keep it busy, few enough to keep in memory.
-_AHEAD = 4
+# Jobs handed to a cluster beyond those running, for each thread: enough to keep it busy, few enough to keep in
+# memory. Seconds after which it is asked for its size again.
+_AHEAD, _ASK_AGAIN = 4, 2.0
 # A job whose worker dies is tried this often in all.
 _TRIES = 3
 # Files whose locks say which cores are taken; they last as long as the process.
 _locks: list[Any] = []
+
+
+# A job and the error that came out of it, if one did.
+Outcome: TypeAlias = tuple[Job, BaseException | None]
 
 
 class WorkerDied(RuntimeError):  # noqa: N818
@@ -46,8 +53,8 @@ class Engine(Protocol):
     def submit(self, job: Job) -> None:
         """Take a job."""
 
-    def finished(self) -> list[tuple[Job, str | None, BaseException | None]]:
-        """Wait for at least one job: what it said, or the error that came out of it."""
+    def finished(self) -> list[Outcome]:
+        """Wait for at least one job."""
 
 
 class Here:
@@ -62,14 +69,15 @@ class Here:
         """Keep the job until it is asked for."""
         self._job = job
 
-    def finished(self) -> list[tuple[Job, str | None, BaseException | None]]:
+    def finished(self) -> list[Outcome]:
         """Do the job."""
         job = self._job
         assert job is not None
         try:
-            return [(job, execute(job), None)]
-        except (Exception, KeyboardInterrupt) as error:
-            return [(job, None, error)]
+            execute(job)
+        except Exception as error:
+            return [(job, error)]
+        return [(job, None)]
 
 
 class Processes:
@@ -77,14 +85,14 @@ class Processes:
 
     def __init__(self, count: int, folder: Path) -> None:
         self.count, self.folder = count, folder
-        self._jobs: dict[Future[str | None], Job] = {}
+        self._jobs: dict[Future[None], Job] = {}
         self._tries: dict[tuple[Path, ...], int] = {}
         self._pool = self._new()
 
     @property
     def room(self) -> int:
-        """Some jobs ahead for each process."""
-        return self.count * (1 + _AHEAD)
+        """One for each process: a death is then blamed on no job that was only waiting."""
+        return self.count
 
     def submit(self, job: Job) -> None:
         """Hand out a job; to new processes if one of the old ones died."""
@@ -94,10 +102,10 @@ class Processes:
             self._pool = self._new()
             self._jobs[self._pool.submit(execute, job)] = job
 
-    def finished(self) -> list[tuple[Job, str | None, BaseException | None]]:
+    def finished(self) -> list[Outcome]:
         """Wait; a death ends the whole pool, so what it had is handed out again."""
         done, _ = wait(self._jobs, return_when=FIRST_COMPLETED)
-        found = list[tuple[Job, str | None, BaseException | None]]()
+        found = list[Outcome]()
         for future in done:
             job, error = self._jobs.pop(future), future.exception()
             if isinstance(error, BrokenProcessPool):
@@ -106,7 +114,7 @@ class Processes:
                     self.submit(job)
                     continue
                 error = WorkerDied(f"its process died {tries} times")
-            found.append((job, None if error else future.result(), error))
+            found.append((job, error))
         return found
 
     def close(self) -> None:
@@ -132,31 +140,34 @@ class Dask:
     def __init__(self, client: Any, folder: Path) -> None:
         self.client = client
         self._jobs: dict[Any, Job] = {}
+        self._room, self._asked = 1, -math.inf
         client.register_plugin(_plugin(folder))
 
     @property
     def room(self) -> int:
         """Some jobs ahead for each thread of a worker; the cluster may grow and shrink."""
-        return max(1, sum(self.client.nthreads().values())) * (1 + _AHEAD)
+        if time.monotonic() - self._asked > _ASK_AGAIN:
+            threads = sum(self.client.nthreads().values())
+            self._room, self._asked = max(1, threads) * (1 + _AHEAD), time.monotonic()
+        return self._room
 
     def submit(self, job: Job) -> None:
         """Hand a job to the scheduler, which gives it to another worker if one dies."""
         self._jobs[self.client.submit(execute, job, pure=False)] = job
 
-    def finished(self) -> list[tuple[Job, str | None, BaseException | None]]:
+    def finished(self) -> list[Outcome]:
         """Wait for the first."""
         from distributed import wait as wait_for
 
-        found = list[tuple[Job, str | None, BaseException | None]]()
+        found = list[Outcome]()
         try:
             done, _ = wait_for(list(self._jobs), return_when="FIRST_COMPLETED")
             for future in done:
-                error = future.exception() if future.status != "finished" else None
-                said = None if error else future.result()
-                found.append((self._jobs.pop(future), said, error))
+                error = None if future.status == "finished" else future.exception()
+                found.append((self._jobs.pop(future), error))
         except (OSError, CancelledError):
             lost = ConnectionError("the cluster's scheduler is gone")
-            found += [(self._jobs.pop(future), None, lost) for future in list(self._jobs)]
+            found += [(self._jobs.pop(future), lost) for future in list(self._jobs)]
         return found
 
     def close(self) -> None:

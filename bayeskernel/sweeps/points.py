@@ -136,19 +136,16 @@ class SampleJob(NamedTuple):
 Job = TheoryJob | SampleJob
 
 
-def execute(job: Job) -> str | None:
-    """Do a job; what went wrong, if anything did that would go wrong again."""
+def execute(job: Job) -> None:
+    """Do a job; an error that would come again is its result."""
     try:
         job.run()
     except StorageError:
         raise
     except (BayesKernelError, ArithmeticError, ValueError) as error:
-        said = f"{type(error).__name__}: {error}"
         for file in job.files:
             if not valid(file):
-                write(file, {"status": np.array(said)})
-        return said
-    return None
+                write(file, {"status": np.array(f"{type(error).__name__}: {error}")})
 
 
 def write(file: Path, result: Result) -> None:

@@ -79,8 +79,10 @@ def sweep(
         If points failed for a reason that may go away (a full disk, a lost worker). Errors that would come
         again, and theory that does not converge, are results: see ``status`` and ``ok`` in the dataset.
     """
+    if not isinstance(out, (str, os.PathLike)):
+        raise InputError("out", "the path of a folder", repr(out))
     points = grids.checked_grid(network, task, grid)
-    if sample is None and not instance("solve", solve, bool):
+    if not instance("solve", solve, bool) and sample is None:
         raise InputError("sample, solve", "samples, theory or both", "neither")
     options = None if sample is None else _checked_options(sample)
     folder = Path(out)
@@ -134,10 +136,8 @@ def _drive(
             running += 1
         if not running:
             return
-        for job, _, error in engine.finished():
+        for job, error in engine.finished():
             running -= 1
-            if isinstance(error, KeyboardInterrupt):
-                raise error
             if error is not None:
                 failures.append(str(error) or type(error).__name__)
                 # A full disk, or a cluster gone, would fail every other point too.
