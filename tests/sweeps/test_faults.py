@@ -174,7 +174,7 @@ def connect(where):
     return client
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_lost_worker_is_made_up_for(undisturbed, tmp_path, cluster):
     scheduler, worker, where = cluster
     scheduler()
