@@ -238,8 +238,12 @@ def sweep_command(
         raise InputError("--processes, --scheduler", "one of them", "both")
     client: Any = processes
     if scheduler is not None:
-        from distributed import Client
-
+        try:
+            from distributed import Client
+        except ModuleNotFoundError as error:
+            raise InputError(
+                "--scheduler", "the extra sweep (pip install 'bayeskernel[sweep]')", error
+            ) from None
         client = Client(scheduler)
     found = sweep(**described, out=out, client=client)
     counts = {

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from bayeskernel.errors import instance
-from bayeskernel.gauge import align, flip_kernel, sign_symmetry
+from bayeskernel.gauge import aligned, sign_symmetry
 from bayeskernel.inference.diagnose import Diagnosis, diagnose
 from bayeskernel.inference.record import SITES, check_same_run
 from bayeskernel.kernels import coherence
@@ -136,7 +136,7 @@ class Comparison:
                 f"; with d/N = {ratio:.2f} the network is not wide for its task, "
                 f"and finite-width shifts ({100 * share:.0f} % here) beyond the leading one count"
             )
-        return f"; finite-width shift {100 * share:.1f} %"
+        return f"; finite-width shift {100 * share:.2g} %"
 
 
 def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
@@ -157,13 +157,11 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
     network, task = instance("theory", theory, MeanField).network, theory.task
     check_same_run(draws, network, task)
     symmetry = sign_symmetry(network, task)
-    raw = draws["posterior"]["kernel"].to_numpy().astype(np.float64)
-    signs, output_signs = align(raw, theory.kernel, symmetry)
-    aligned = flip_kernel(raw, signs)
-    outputs = draws["posterior"]["output"].to_numpy() * output_signs[..., None, None]
-    mean, mcse, ess = mean_and_error(aligned, SITES)
+    raw, outputs = (draws["posterior"][x].to_numpy().astype(float) for x in ("kernel", "output"))
+    kernels, outputs, flipped = aligned(raw, outputs, theory.kernel, symmetry)
+    mean, mcse, ess = mean_and_error(kernels, SITES)
     output, output_mcse, _ = mean_and_error(outputs, ("step", "pattern", "output_unit"))
-    std, shift = _finite_width(theory, aligned)
+    std, shift = _finite_width(theory, kernels)
     error = np.sqrt(mcse**2 + shift**2 + theory.monte_carlo_error**2)
     difference = mean - theory.kernel
     # Entries without any error (silent units) agree exactly or not at all.
@@ -190,7 +188,7 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
         cosine_alignment=float(
             np.sum(mean * theory.kernel) / np.linalg.norm(mean) / np.linalg.norm(theory.kernel)
         ),
-        flipped=float(np.mean(np.any(signs < 0, axis=-1))),
+        flipped=flipped,
     )
 
 
@@ -208,7 +206,7 @@ def mean_and_error(values: np.ndarray, dims: tuple[str, ...]) -> tuple[Floats, F
     )
 
 
-def _finite_width(theory: MeanField, aligned: Floats) -> tuple[Floats, Floats]:
+def _finite_width(theory: MeanField, kernels: Floats) -> tuple[Floats, Floats]:
     """Standard deviation of each entry and size of its 1/N shift, from theory where it has them.
 
     Where it does not (large kernels, saddles), the draws' own spread gives the order of magnitude:
@@ -217,7 +215,7 @@ def _finite_width(theory: MeanField, aligned: Floats) -> tuple[Floats, Floats]:
     try:
         return theory.kernel_std(), np.abs(theory.kernel_shift())
     except FluctuationError:
-        variance = aligned.var(axis=(0, 1))
+        variance = kernels.var(axis=(0, 1))
         size = np.sqrt(np.einsum("tata->ta", theory.kernel))
         scale = np.einsum("ta,sb->tasb", size, size)
         shift = np.divide(variance, scale, out=np.zeros_like(variance), where=scale > 0)

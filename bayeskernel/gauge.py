@@ -108,6 +108,15 @@ def align(
     return kernel_signs[best], output_signs[best]
 
 
+def aligned(
+    kernel: Floats, output: Floats, reference: Floats, symmetry: SignSymmetry
+) -> tuple[Floats, Floats, float]:
+    """Kernels (..., T,P,T,P) and outputs (..., T,P,O) with a reference's signs, and the share flipped."""
+    signs, output_signs = align(np.nan_to_num(kernel), reference, symmetry)
+    flipped = float(np.mean(np.any(signs < 0, axis=-1)))
+    return flip_kernel(kernel, signs), output * output_signs[..., None, None], flipped
+
+
 def canonical_signs(kernel: Floats, symmetry: SignSymmetry) -> NDArray[np.int64]:
     """Find the flip (T,) after which a kernel's steps are most positively correlated."""
     if not _depends_on_sign(kernel, symmetry):

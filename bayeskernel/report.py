@@ -147,8 +147,9 @@ def _problem(named: Mapping[str, Comparison]) -> str:
     task = next(iter(named.values())).theory.task
     T, P, D, O = task.shape  # noqa: E741
     facts = (
-        f"<p>{T} steps, {P} patterns, {D} input features, {O} outputs; {int(task.supervised.sum())} of "
-        f"{task.supervised.size} targets are given. Arrows of one colour are the same weights.</p>"
+        f"<p>{T} steps, {P} patterns, {D} input features, {O} output{'s' * (O > 1)}; "
+        f"{int(task.supervised.sum())} of {task.supervised.size} targets are given. "
+        "Arrows of one colour are the same weights.</p>"
     )
     return facts + _side(
         (name, plot_network(cmp.theory.network, task), f"{name} unrolled over steps: {_words(cmp)}")

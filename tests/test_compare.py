@@ -1,8 +1,6 @@
 """Comparison, plots, report and command line on one quick run."""
 
 import json
-import subprocess
-import sys
 from html.parser import HTMLParser
 
 import jax
@@ -15,6 +13,7 @@ from bayeskernel.errors import InputError
 from bayeskernel.gauge import flip_kernel
 from bayeskernel.inference.record import to_datatree
 from bayeskernel.meanfield import fluctuations
+from tests.conftest import command
 
 NETWORK = bk.Network(256, "linear", noise=0.5)
 TASK = bk.tasks.endpoint([[1.0]], [4.5], 3)
@@ -197,16 +196,6 @@ def test_report_refuses_a_missing_folder(theory, tmp_path):
         bk.report(cmp, tmp_path / "missing" / "report.html")
     with pytest.raises(InputError, match="comparisons: expected"):
         bk.report({}, tmp_path / "report.html")
-
-
-def command(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "bayeskernel", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.long

@@ -8,7 +8,6 @@ the last part. ``draws.nc`` takes the place of the parts once the run is complet
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import platform
@@ -24,12 +23,13 @@ import xarray as xr
 
 from bayeskernel.errors import InputError
 from bayeskernel.inference.storage import (
-    UNFINISHED,
     StorageError,
-    in_place,
     load,
-    read_sealed,
+    read_arrays,
+    read_record,
+    write_arrays,
     write_parts,
+    write_record,
 )
 from bayeskernel.keys import is_typed
 from bayeskernel.network import Network
@@ -76,20 +76,10 @@ class Checkpoint:
         self.folder = Path(folder)
         plain = json.loads(json.dumps(identity))
         record = self.folder / "run.json"
-        try:
-            if not record.exists():
-                if any(path.suffix != UNFINISHED for path in self._files()):
-                    raise InputError(
-                        "checkpoint",
-                        "a new folder or that of a run",
-                        f"{self.folder}, with other files",
-                    )
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with in_place(record, seal=False) as beside:
-                    beside.write_text(json.dumps(plain, indent=1, sort_keys=True))
-            found = json.loads(record.read_bytes())
-        except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise StorageError(f"checkpoint {self.folder}: {error}") from error
+        found = read_record(record, "checkpoint", "a run")
+        if found is None:
+            write_record(record, plain)
+            return
         for name in sorted(plain | found):
             if found.get(name) != plain.get(name):
                 raise InputError(
@@ -103,7 +93,7 @@ class Checkpoint:
         path = self._chain(chain) / "state"
         if not path.exists():
             return None
-        arrays = _read(path)
+        arrays = read_arrays(path)
         count = len(arrays) - 2
         leaves = [arrays[f"leaf{i}"] for i in range(count)]
         return Saved(leaves, int(arrays["done"]), int(arrays["parts"]))
@@ -115,10 +105,10 @@ class Checkpoint:
         try:
             folder.mkdir(exist_ok=True)
             if rows:
-                _write(folder / f"draws-{parts:06d}", rows)
+                write_arrays(folder / f"draws-{parts:06d}", rows)
                 parts += 1
             counts = {"done": np.array(done), "parts": np.array(parts)}
-            _write(folder / "state", leaves | counts)
+            write_arrays(folder / "state", leaves | counts)
         except (OSError, StorageError) as error:
             raise StorageError(f"{error}; {_INTACT}") from error
         return parts
@@ -154,12 +144,9 @@ class Checkpoint:
         """First row and draws, shape (1, draw, ...), of each part of a chain."""
         saved, row = self.load(chain), 0
         for i in range(saved.parts if saved else 0):
-            rows = _read(self._chain(chain) / f"draws-{i:06d}")
+            rows = read_arrays(self._chain(chain) / f"draws-{i:06d}")
             yield row, {name: values[None] for name, values in rows.items()}
             row += len(rows["kernel"])
-
-    def _files(self) -> list[Path]:
-        return list(self.folder.iterdir()) if self.folder.is_dir() else []
 
     @property
     def _whole(self) -> Path:
@@ -173,17 +160,22 @@ def identity(
     network: Network, task: Task, rng_key: list[int], layout: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a run is: resuming asks for the same."""
-    digest = hashlib.sha256()
-    for array in (task.inputs, task.targets):
-        digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
     return {
         "network": network.describe(),
-        "task": digest.hexdigest(),
+        "task": digest(task),
         "rng_key": rng_key,
         **layout,
         **{f"{name} version": version(name) for name in _VERSIONS},
         "machine": f"{platform.machine()}, {jax.default_backend()}",
     }
+
+
+def digest(task: Task) -> str:
+    """Tell tasks apart."""
+    arrays = (np.ascontiguousarray(a) for a in (task.inputs, task.targets))
+    return hashlib.sha256(
+        b"".join(repr(a.shape).encode() + a.tobytes() for a in arrays)
+    ).hexdigest()
 
 
 def restored(saved: Saved, like: Any) -> Any:
@@ -206,13 +198,3 @@ def _is_key(leaf: Any) -> bool:
 
 def _plain(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-
-
-def _write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    with in_place(path) as beside, open(beside, "wb") as file:
-        np.savez(file, **dict(arrays))  # type: ignore[arg-type]
-
-
-def _read(path: Path) -> Draws:
-    with np.load(io.BytesIO(read_sealed(path)), allow_pickle=False) as arrays:
-        return dict(arrays)

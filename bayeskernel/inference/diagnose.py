@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bayeskernel.errors import InputError
-from bayeskernel.gauge import align, flip_kernel
+from bayeskernel.gauge import aligned
 from bayeskernel.inference.record import check_draws, settings, symmetry
 
 Floats = NDArray[np.float64]
@@ -164,13 +164,10 @@ def gauge_fixed(draws: xr.DataTree) -> tuple[Floats, Floats, float]:
     usable = np.isfinite(kernel).all(axis=(2, 3, 4, 5))
     if not usable.any():
         return kernel, output, 0.0
-    finite, free = np.nan_to_num(kernel), symmetry(draws)
-    signs, output_signs = align(finite, kernel[usable][-1], free)
+    free, reference = symmetry(draws), kernel[usable][-1]
     for _ in range(2):  # the mean of aligned draws is a better reference than one draw
-        mean = flip_kernel(kernel, signs)[usable].mean(0)
-        signs, output_signs = align(finite, mean, free)
-    share = float(np.mean(np.any(signs < 0, axis=-1)))
-    return flip_kernel(kernel, signs), output * output_signs[..., None, None], share
+        reference = aligned(kernel, output, reference, free)[0][usable].mean(0)
+    return aligned(kernel, output, reference, free)
 
 
 def _columns(kernel: Floats, output: Floats, lp: Floats, norms: Floats) -> dict[str, Floats]:

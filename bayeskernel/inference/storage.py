@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,12 @@ import h5netcdf
 import numpy as np
 import xarray as xr
 
-from bayeskernel.errors import BayesKernelError, instance
+from bayeskernel.errors import BayesKernelError, InputError, instance
 
 _SEAL = b"\nbayeskernel sha256 "
 _LENGTH = len(_SEAL) + hashlib.sha256().digest_size * 2
 _BLOCK = 1 << 20
-UNFINISHED = ".part"
+_UNFINISHED = ".part"
 
 
 class StorageError(BayesKernelError):
@@ -76,7 +77,7 @@ def load(path: str | os.PathLike[str]) -> xr.DataTree:
 @contextmanager
 def in_place(path: Path, seal: bool = True) -> Iterator[Path]:
     """Give the name of a file to write, then seal it, flush it and rename it to ``path``."""
-    beside = path.with_name(path.name + UNFINISHED)
+    beside = path.with_name(path.name + _UNFINISHED)
     try:
         yield beside
         with open(beside, "r+b") as file:
@@ -103,21 +104,70 @@ def check_seal(path: Path) -> None:
     """Refuse a file that is not as it was written."""
     try:
         with open(path, "rb") as file:
-            size = max(os.fstat(file.fileno()).st_size - _LENGTH, 0)
-            expected = _SEAL + _digest(file, size).encode()
-            if file.read() == expected:
-                return
+            _check_seal(path, file, os.fstat(file.fileno()).st_size)
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    raise StorageError(
-        f"{path} is damaged or was not written by bayeskernel: its seal does not match"
-    )
 
 
-def read_sealed(path: Path) -> bytes:
-    """The content of a small sealed file."""
-    check_seal(path)
-    return path.read_bytes()[:-_LENGTH]
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Put a NumPy archive in place, whole and sealed."""
+    with in_place(path) as beside, open(beside, "wb") as file:
+        np.savez(file, **dict(arrays))  # type: ignore[arg-type]
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote, read once."""
+    try:
+        content = io.BytesIO(path.read_bytes())
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror}") from error
+    _check_seal(path, content, content.getbuffer().nbytes)
+    content.seek(0)
+    with np.load(content, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def read_record(path: Path, argument: str, kind: str) -> dict[str, Any] | None:
+    """What a folder says it holds; None where it is new.
+
+    Parameters
+    ----------
+    path
+        The record, a file in the folder.
+    argument, kind
+        For the refusal of a folder with other files in it: "expected a new folder or that of ``kind``".
+    """
+    folder = path.parent
+    try:
+        if path.exists():
+            found: dict[str, Any] = json.loads(path.read_bytes())
+            return found
+        # A kill may have left the beginning of the record.
+        if folder.exists() and any(file.suffix != _UNFINISHED for file in folder.iterdir()):
+            raise InputError(
+                argument, f"a new folder or that of {kind}", f"{folder}, with other files"
+            )
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StorageError(f"{argument} {folder}: {error}") from error
+    return None
+
+
+def write_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Say what a folder holds, which is made if it is not there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with in_place(path, seal=False) as beside:
+            beside.write_text(json.dumps(record, indent=1))
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _check_seal(path: Path, file: Any, size: int) -> None:
+    expected = _SEAL + _digest(file, max(size - _LENGTH, 0)).encode()
+    if file.read() != expected:
+        raise StorageError(
+            f"{path} is damaged or was not written by bayeskernel: its seal does not match"
+        )
 
 
 def _digest(file: Any, size: int) -> str:

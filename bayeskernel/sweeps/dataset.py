@@ -12,10 +12,10 @@ import numpy as np
 import xarray as xr
 
 from bayeskernel.errors import InputError
-from bayeskernel.inference.storage import StorageError
+from bayeskernel.inference.storage import StorageError, read_arrays
 from bayeskernel.kernels import coherence
 from bayeskernel.sweeps.grid import AXES, sample_file, theory_file
-from bayeskernel.sweeps.points import Result, read
+from bayeskernel.sweeps.points import Result
 
 # Says what a sweep's folder holds.
 RECORD = "sweep.json"
@@ -126,7 +126,7 @@ def _fill(
 
 def _read(file: Path) -> Result:
     try:
-        return read(file)
+        return read_arrays(file)
     except StorageError:
         return {}
 

@@ -7,7 +7,6 @@ form a *line*. Samples are drawn point by point. In a sweep's folder, theory lie
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,14 +193,6 @@ def key_of(point: Point) -> jax.Array:
     return jax.random.fold_in(
         jax.random.key(point["seed"]), zlib.crc32(_name(point, AXES).encode())
     )
-
-
-def digest(task: Task) -> str:
-    """Tell tasks apart."""
-    arrays = (np.ascontiguousarray(a) for a in (task.inputs, task.targets))
-    return hashlib.sha256(
-        b"".join(repr(a.shape).encode() + a.tobytes() for a in arrays)
-    ).hexdigest()
 
 
 def _name(point: Point, axes: Sequence[str]) -> str:

@@ -7,7 +7,6 @@ such as a task the theory refuses, is kept as the point's result; others are lef
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +18,11 @@ from numpy.typing import NDArray
 
 from bayeskernel.compare import mean_and_error
 from bayeskernel.errors import BayesKernelError
-from bayeskernel.gauge import align, canonical, flip_kernel, sign_symmetry
+from bayeskernel.gauge import aligned, canonical, sign_symmetry
 from bayeskernel.inference.diagnose import diagnose, gauge_fixed
 from bayeskernel.inference.record import SITES
 from bayeskernel.inference.run import sample
-from bayeskernel.inference.storage import StorageError, in_place, read_sealed
+from bayeskernel.inference.storage import StorageError, check_seal, read_arrays, write_arrays
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.path import solve_path
 from bayeskernel.meanfield.solve import MeanField
@@ -124,13 +123,12 @@ class SampleJob(NamedTuple):
         symmetry = sign_symmetry(self.network, self.task)
         posterior = draws["posterior"]
         kernel, output = (posterior[x].to_numpy().astype(np.float64) for x in ("kernel", "output"))
-        known = {} if self.theory is None else read(self.theory)
+        known = {} if self.theory is None else read_arrays(self.theory)
         reference = known.get("kernel")
         if reference is None:
             kernel, output, _ = gauge_fixed(draws)
             reference = canonical(kernel.mean((0, 1)), symmetry)
-        signs, output_signs = align(kernel, reference, symmetry)
-        return flip_kernel(kernel, signs), output * output_signs[..., None, None]
+        return aligned(kernel, output, reference, symmetry)[:2]
 
 
 Job = TheoryJob | SampleJob
@@ -149,25 +147,18 @@ def execute(job: Job) -> None:
 
 
 def write(file: Path, result: Result) -> None:
-    """Put a result in place, whole and sealed."""
+    """Keep a result; "status" alone where there was none."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"cannot write {file}: {error.strerror}") from error
-    with in_place(file) as beside, open(beside, "wb") as stream:
-        np.savez(stream, **result)  # type: ignore[arg-type]
-
-
-def read(file: Path) -> Result:
-    """The result of a point; "status" alone where there was none."""
-    with np.load(io.BytesIO(read_sealed(file)), allow_pickle=False) as arrays:
-        return dict(arrays)
+    write_arrays(file, result)
 
 
 def valid(file: Path) -> bool:
     """Whether a result is there, unchanged."""
     try:
-        read_sealed(file)
+        check_seal(file)
     except StorageError:
         return False
     return True

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
+import pickle
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -20,8 +20,9 @@ from rich.progress import Progress as Bars
 
 from bayeskernel.errors import BayesKernelError, InputError, instance, mapping
 from bayeskernel.inference.chains import Interrupted
+from bayeskernel.inference.checkpoint import digest
 from bayeskernel.inference.run import sample as sample_one
-from bayeskernel.inference.storage import StorageError, in_place
+from bayeskernel.inference.storage import StorageError, read_record, write_record
 from bayeskernel.network import Network
 from bayeskernel.sweeps import grid as grids
 from bayeskernel.sweeps.dataset import RECORD, open_sweep
@@ -29,6 +30,8 @@ from bayeskernel.sweeps.engines import Engine, engine_for
 from bayeskernel.sweeps.grid import Grid, TaskOrMaker
 from bayeskernel.sweeps.points import Job, SampleJob, TheoryJob, valid
 
+# Told how many results are there.
+Advance: TypeAlias = Callable[[int], None]
 _OPTIONS = ("space", "sampler", "num_warmup", "num_samples", "num_chains")
 
 
@@ -87,16 +90,12 @@ def sweep(
     options = None if sample is None else _checked_options(sample)
     folder = Path(out)
     _record(folder, points, options, solve)
-    if client is not None:
-        for value in (network.activation, *points.axes["activation"]):
-            if callable(value) and isinstance(client, (int, float)) and "<" in value.__qualname__:
-                raise InputError(
-                    "activation", "a function of a module, to compute in other processes", value
-                )
+    if isinstance(client, (int, float)):
+        _check_travels(points)
     failures: list[str] = []
     try:
-        with _bar(folder, points, options, solve) as advance, engine_for(client, folder) as engine:
-            _drive(_lines(folder, points, options, solve), engine, advance, failures)
+        with _bar(points, options, solve) as advance, engine_for(client, folder) as engine:
+            _drive(_lines(folder, points, options, solve, advance), engine, advance, failures)
     except KeyboardInterrupt:
         raise Interrupted(
             f"stopped; results so far are kept in {folder}, and the same call goes on"
@@ -113,7 +112,7 @@ def sweep(
 def _drive(
     lines: Iterator[tuple[list[Job], list[Job]]],
     engine: Engine,
-    advance: Any,
+    advance: Advance,
     failures: list[str],
 ) -> None:
     """Keep the engine busy: a line's theory first, then its samples, and other lines beside them."""
@@ -153,20 +152,28 @@ def _drive(
 
 
 def _lines(
-    folder: Path, points: Grid, options: Mapping[str, Any] | None, solve: bool
+    folder: Path, points: Grid, options: Mapping[str, Any] | None, solve: bool, advance: Advance
 ) -> Iterator[tuple[list[Job], list[Job]]]:
-    """What is left to do, line by line: theory (one job or none) and samples."""
+    """What is left to do, line by line: theory (one job or none) and samples.
+
+    Tells ``advance`` the number of results that were there.
+    """
     for line in points.lines():
         network, task = points.problem(line)
         signals = points.axes["signal"]
         theory = [grids.theory_file(folder, line | {"signal": s}) for s in signals]
         first: list[Job] = []
-        if solve and not all(valid(file) for file in theory):
-            first = [TheoryJob(network, task, signals, tuple(theory))]
+        if solve:
+            if not all(valid(file) for file in theory):
+                first = [TheoryJob(network, task, signals, tuple(theory))]
+            else:
+                advance(len(theory))
         samples: list[Job] = []
         for point in points.within(line) if options is not None else ():
             file = grids.sample_file(folder, point)
-            if not valid(file):
+            if valid(file):
+                advance(1)
+            else:
                 samples.append(
                     SampleJob(
                         np.asarray(jax.random.key_data(grids.key_of(point))),
@@ -182,7 +189,7 @@ def _lines(
 
 def _record(folder: Path, points: Grid, options: Mapping[str, Any] | None, solve: bool) -> None:
     """Say what the folder holds; refuse that of another sweep."""
-    tasks = {str(n): grids.digest(points.make_task(n)) for n in points.axes["steps"]}
+    tasks = {str(n): digest(points.make_task(n)) for n in points.axes["steps"]}
     fixed = {k: v for k, v in points.network.describe().items() if k not in points.axes}
     shape = points.make_task(points.axes["steps"][0]).shape
     now = {
@@ -196,18 +203,8 @@ def _record(folder: Path, points: Grid, options: Mapping[str, Any] | None, solve
         "solve": solve,
     }
     path = folder / RECORD
-    try:
-        if path.exists():
-            now = _merged(json.loads(path.read_text()), now, folder)
-        elif folder.exists() and any(folder.iterdir()):
-            raise InputError(
-                "out", "a new folder or that of a sweep", f"{folder}, with other files"
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-        with in_place(path, seal=False) as beside:
-            beside.write_text(json.dumps(now, indent=1))
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise StorageError(f"{path}: {error}") from error
+    before = read_record(path, "out", "a sweep")
+    write_record(path, now if before is None else _merged(before, now, folder))
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -236,6 +233,17 @@ def _merged(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[str,
     }
 
 
+def _check_travels(points: Grid) -> None:
+    """Refuse activations that other processes could not import."""
+    for value in points.axes["activation"]:
+        try:
+            pickle.dumps(value)
+        except (pickle.PicklingError, AttributeError, TypeError):
+            raise InputError(
+                "activation", "a function of a module, to compute in other processes", value
+            ) from None
+
+
 def _by_size(value: str | float) -> tuple[bool, float, str]:
     return (True, 0.0, value) if isinstance(value, str) else (False, value, "")
 
@@ -250,19 +258,15 @@ def _checked_options(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _bar(
-    folder: Path, points: Grid, options: Mapping[str, Any] | None, solve: bool
-) -> Iterator[Any]:
-    """One bar for all results; silence where nobody looks."""
+def _bar(points: Grid, options: Mapping[str, Any] | None, solve: bool) -> Iterator[Advance]:
+    """One bar for all results, those already there included; silence where nobody looks."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda _: None
         return
-    left = sum(
-        sum(job.size for job in theory + samples)
-        for theory, samples in _lines(folder, points, options, solve)
-    )
+    signals = len(points.axes["signal"])
+    total = solve * signals * len(list(points.lines())) + (options is not None) * len(points)
     columns = TextColumn("sweep"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Bars(*columns, console=console) as bars:
-        task = bars.add_task("sweep", total=left)
+        task = bars.add_task("sweep", total=total)
         yield lambda count: bars.advance(task, count)

@@ -18,8 +18,9 @@ import numpy as np
 from distributed import Client, LocalCluster
 
 import bayeskernel as bk
+from bayeskernel.inference.storage import read_arrays
 from bayeskernel.sweeps.engines import Engine, engine_for
-from bayeskernel.sweeps.points import read, write
+from bayeskernel.sweeps.points import write
 
 COUNT = 2000
 
@@ -82,7 +83,7 @@ def main() -> None:
         print(
             f"| writing a result, d = 16 | {1000 * timed(lambda: write(file, result), 200):.2f} |"
         )
-        print(f"| reading it | {1000 * timed(lambda: read(file), 200):.2f} |")
+        print(f"| reading it | {1000 * timed(lambda: read_arrays(file), 200):.2f} |")
         task = bk.tasks.endpoint([[1.0]], [2.0], 3)
         for i, n in enumerate((256, 256, 1024, 1024)):
             network = bk.Network(n, "erf", noise=0.1)

@@ -1,23 +1,15 @@
 """Every space against draws kept on file, made by NumPyro's NUTS in weights."""
 
-import arviz as az
 import jax
 import numpy as np
 import pytest
-import xarray as xr
 from scipy.stats import norm
 
 import bayeskernel as bk
+from bayeskernel.compare import mean_and_error
 from tests.data import references
 
 FALSE_ALARM = 1e-4
-
-
-def summary(values):
-    """Mean, its error and effective draws."""
-    data = xr.Dataset({"x": (("chain", "draw", "entry"), values)})
-    ess = az.ess(data, method="mean")["x"].to_numpy()
-    return values.mean((0, 1)), az.mcse(data, method="mean")["x"].to_numpy(), ess
 
 
 def features(values, quartiles):
@@ -55,8 +47,8 @@ def test_samples_have_the_law_of_the_reference(name, space):
     )  # fmt: skip
     values = references.entries(draws, network, task)
     quartiles = np.quantile(reference, [0.25, 0.5, 0.75], axis=(0, 1))
-    mean, error, ess = summary(features(values, quartiles))
-    expected, expected_error, _ = summary(features(reference, quartiles))
+    mean, error, ess = mean_and_error(features(values, quartiles), ("entry",))
+    expected, expected_error, _ = mean_and_error(features(reference, quartiles), ("entry",))
     assert ess.min() > 400
     z = (mean - expected) / np.hypot(error, expected_error)
     assert np.abs(z).max() < norm.isf(FALSE_ALARM / 2 / z.size)

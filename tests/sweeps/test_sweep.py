@@ -1,11 +1,10 @@
 """Every point of a grid: right, kept, found again, and refused where it makes no sense."""
 
+import functools
 import json
-import os
 import re
-import subprocess
-import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -13,6 +12,7 @@ import bayeskernel as bk
 from bayeskernel.meanfield.path import solve_path
 from bayeskernel.sweeps.description import read_description
 from bayeskernel.sweeps.grid import checked_grid, sample_file, theory_file
+from tests.conftest import command
 
 NET = bk.Network(64, "linear", noise=0.1)
 TASK = bk.tasks.endpoint([[1.0]], [1.0], 3)
@@ -244,17 +244,10 @@ steps = [2, 3]
 """
 
 
-def command(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-m", "bayeskernel", "sweep", *arguments],
-        cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"},
-    )  # fmt: skip
-
-
 @pytest.mark.long
 def test_command_line_reads_a_description(tmp_path):
     (tmp_path / "sweep.toml").write_text(TOML)
-    done = command("sweep.toml", "--out", "out", "--json", cwd=tmp_path)
+    done = command("sweep", "sweep.toml", "--out", "out", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"points": 4, "ok": {"theory": 4}, "folder": "out"}
     data = bk.open_sweep(tmp_path / "out")
@@ -290,7 +283,13 @@ def test_a_bad_description_is_refused(change, message, tmp_path):
 
 def test_command_line_refuses_in_one_line(tmp_path):
     (tmp_path / "sweep.toml").write_text(TOML.replace('"endpoint"', '"mnist"'))
-    done = command("sweep.toml", cwd=tmp_path)
+    done = command("sweep", "sweep.toml", cwd=tmp_path)
     assert done.returncode == 2
     assert "error: [task] name: expected one of" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_activation_that_cannot_travel_is_refused(tmp_path):
+    network = bk.Network(32, functools.partial(lambda rate, x: jnp.tanh(rate * x), 2.0))
+    with pytest.raises(bk.InputError, match="activation: expected a function of a module"):
+        bk.sweep(network, TASK, {}, out=tmp_path / "sweep", client=2)
