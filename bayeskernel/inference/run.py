@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from bayeskernel.inference import chains, preactivations, record, weights
 from bayeskernel.inference.checkpoint import Checkpoint, Draws, identity
 from bayeskernel.inference.progress import chain_bars
 from bayeskernel.inference.space import (
+    Space,
     kernels_of_linear_networks,
     preactivation_space,
     weight_space,
@@ -28,6 +29,11 @@ from bayeskernel.tasks import Task
 
 # Prior draws per compiled call; a call holds one draw's weights at a time.
 _PRIOR_BATCH = 256
+SPACES: dict[str, Callable[[Any], Space]] = {
+    "weights": weight_space,
+    "preactivations": preactivation_space,
+    "kernels": kernels_of_linear_networks,
+}
 
 
 def sample(
@@ -219,12 +225,7 @@ def _sampler(
     keep: tuple[str, ...],
 ) -> chains.Sampler:
     """Keep compiled samplers: a sweep over data, scales or signal compiles once."""
-    make: Any = {
-        "weights": weight_space,
-        "preactivations": preactivation_space,
-        "kernels": kernels_of_linear_networks,
-    }[name]
-    space = make(static)
+    space = SPACES[name](static)
     if not set(keep) <= set(space.can_keep):
         raise InputError("keep", f"a subset of {space.can_keep} in space {name!r}", keep)
     return chains.build(space, algorithm, num_warmup, keep)
@@ -243,7 +244,7 @@ def _prior_batch(
 
 
 def _checked(space: str, sampler: str, keep: Sequence[str]) -> tuple[str, ...]:
-    if not isinstance(space, str) or space not in ("auto", "weights", "preactivations", "kernels"):
+    if not isinstance(space, str) or space not in ("auto", *SPACES):
         raise InputError("space", "'auto', 'weights', 'preactivations' or 'kernels'", repr(space))
     if not isinstance(sampler, str) or sampler not in ("auto", "nuts", "hmc"):
         raise InputError("sampler", "'auto', 'nuts' or 'hmc'", repr(sampler))

@@ -1,0 +1,22 @@
+"""How chains are run."""
+
+import jax
+import pytest
+
+import bayeskernel as bk
+from bayeskernel.inference import chains, run
+
+
+@pytest.mark.parametrize(
+    ("space", "algorithm"),
+    [("weights", "hmc"), ("weights", "nuts"), ("preactivations", "hmc"), ("kernels", "nuts")],
+)
+def test_a_shape_is_compiled_once(space, algorithm, table1_task):
+    """A state that changed its type on the way, were it only weakly typed, would be compiled for again."""
+    with jax.enable_x64(space == "kernels"):
+        network = bk.Network(8, "linear")
+        chosen = run._choose(space, network, table1_task, ())
+        sampler = chains.build(run.SPACES[space](chosen.static), algorithm, 10, ())
+        first = jax.eval_shape(sampler.start, jax.random.key(0), chosen.data)
+        later, _ = jax.eval_shape(sampler.advance, first, chosen.data, 1)
+    assert jax.tree.map(str, first) == jax.tree.map(str, later)
