@@ -30,7 +30,8 @@ from bayeskernel.inference.record import problem, settings  # noqa: E402
 from bayeskernel.inference.run import sample  # noqa: E402
 from bayeskernel.inference.storage import load, save  # noqa: E402
 from bayeskernel.kernels import coherence  # noqa: E402
-from bayeskernel.meanfield.solve import TOLERANCE, MeanField, solve  # noqa: E402
+from bayeskernel.meanfield.progress import solver_bar  # noqa: E402
+from bayeskernel.meanfield.solve import MeanField, solve  # noqa: E402
 from bayeskernel.network import Network  # noqa: E402
 from bayeskernel.report import report  # noqa: E402
 from bayeskernel.sweeps.description import read_description  # noqa: E402
@@ -311,14 +312,8 @@ def _file(pattern: str) -> str:
 
 
 def _solve(network: Network, task: Task) -> MeanField:
-    with _err.status("  solving") as status:
-        theory = solve(
-            network,
-            task,
-            progress=lambda stage, step, residual: status.update(
-                f"  solving: {stage} step {step}, residual {residual:.1e} of {TOLERANCE:.0e}"
-            ),
-        )
+    with solver_bar() as progress:
+        theory = solve(network, task, progress=progress)
     _err.print(
         f"  theory {theory.result}, residual {theory.residual:.0e}, {len(theory.branches)} branch(es)"
     )
