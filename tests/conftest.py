@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 # Workers and interpreters with the same jaxlib share compiled code; must be set before JAX starts.
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
+from bayeskernel import cli
 
 # Linux grants a process 65,530 memory maps; every compiled function holds some, and XLA crashes
 # when they run out.
@@ -30,12 +31,28 @@ def bounded_compiled_code() -> Iterator[None]:
         jax.clear_caches()
 
 
-def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run the command line."""
-    return subprocess.run(
-        [sys.executable, "-m", "bayeskernel", *arguments],
-        cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "200"},
-    )  # fmt: skip
+class Done(NamedTuple):
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
+    """Run the command line in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Done:
+        monkeypatch.setattr(sys, "argv", ["bayeskernel", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return Done(int(end.value.code or 0), *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 """Comparison, plots, report and command line on one quick run."""
 
 import json
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import jax
@@ -13,7 +15,6 @@ from bayeskernel.errors import InputError
 from bayeskernel.gauge import flip_kernel
 from bayeskernel.inference.record import to_datatree
 from bayeskernel.meanfield import fluctuations
-from tests.conftest import command
 
 NETWORK = bk.Network(256, "linear", noise=0.5)
 TASK = bk.tasks.endpoint([[1.0]], [4.5], 3)
@@ -199,10 +200,10 @@ def test_report_refuses_a_missing_folder(theory, tmp_path):
 
 
 @pytest.mark.long
-def test_command_line_compares_and_reports(tmp_path):
+def test_command_line_compares_and_reports(tmp_path, command):
     problem = "--task sine --patterns 2 --steps 3 --activation linear"
     options = f"{problem} --width 24 --space weights --draws 100 --warmup 100 --chains 2"
-    done = command("compare", *options.split(), "--out", "results", cwd=tmp_path)
+    done = command("compare", *options.split(), "--out", "results")
     assert done.returncode == 0, done.stderr
     assert "RNN (tied) sampled" in done.stdout
     assert "DNN (untied) theory" in done.stdout
@@ -211,13 +212,13 @@ def test_command_line_compares_and_reports(tmp_path):
     assert draws["posterior"].sizes["draw"] == 100
     draws.close()
     files = [f"results/draws_{sharing}.nc" for sharing in ("tied", "untied")]
-    done = command("report", *files, "--out", "again.html", cwd=tmp_path)
+    done = command("report", *files, "--out", "again.html")
     assert done.returncode == 0, done.stderr
     assert "Kernels" in (tmp_path / "again.html").read_text()
     # For machines: one JSON object, and nothing else, on standard output.
     quick = f"{problem} --width 24 --space weights --draws 9 --warmup 9 --chains 1"
     for name, more in (("compare", quick), ("sample", quick), ("solve", problem)):
-        done = command(name, *more.split(), "--sharing", "tied", "--json", cwd=tmp_path)
+        done = command(name, *more.split(), "--sharing", "tied", "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout).keys() >= {"RNN (tied)"}
 
@@ -225,7 +226,6 @@ def test_command_line_compares_and_reports(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--width", "0"), "width: expected an integer >= 1, got 0"),
         (("--patterns", "3"), "--patterns: expected an even number"),
         (("--sharing", "a,b"), "--sharing: expected tied, untied or labels"),
         (("--sharing", "0,1"), "sharing: expected 4 labels"),
@@ -233,8 +233,17 @@ def test_command_line_compares_and_reports(tmp_path):
         (("--task", "mnist"), "'mnist' is not one of"),
     ],
 )
-def test_command_line_refuses_in_one_line(arguments, message, tmp_path):
-    done = command("compare", *arguments, cwd=tmp_path)
+def test_command_line_refuses_in_one_line(arguments, message, command):
+    done = command("compare", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_module_is_the_command_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "bayeskernel", "compare", "--width", "0"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "width: expected an integer >= 1, got 0" in done.stderr

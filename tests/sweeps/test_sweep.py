@@ -12,7 +12,6 @@ import bayeskernel as bk
 from bayeskernel.meanfield.path import solve_path
 from bayeskernel.sweeps.description import read_description
 from bayeskernel.sweeps.grid import checked_grid, sample_file, theory_file
-from tests.conftest import command
 
 NET = bk.Network(64, "linear", noise=0.1)
 TASK = bk.tasks.endpoint([[1.0]], [1.0], 3)
@@ -245,9 +244,9 @@ steps = [2, 3]
 
 
 @pytest.mark.long
-def test_command_line_reads_a_description(tmp_path):
+def test_command_line_reads_a_description(tmp_path, command):
     (tmp_path / "sweep.toml").write_text(TOML)
-    done = command("sweep", "sweep.toml", "--out", "out", "--json", cwd=tmp_path)
+    done = command("sweep", "sweep.toml", "--out", "out", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {"points": 4, "ok": {"theory": 4}, "folder": "out"}
     data = bk.open_sweep(tmp_path / "out")
@@ -281,9 +280,9 @@ def test_a_bad_description_is_refused(change, message, tmp_path):
         check()
 
 
-def test_command_line_refuses_in_one_line(tmp_path):
+def test_command_line_refuses_in_one_line(tmp_path, command):
     (tmp_path / "sweep.toml").write_text(TOML.replace('"endpoint"', '"mnist"'))
-    done = command("sweep", "sweep.toml", cwd=tmp_path)
+    done = command("sweep", "sweep.toml")
     assert done.returncode == 2
     assert "error: [task] name: expected one of" in done.stderr
     assert "Traceback" not in done.stderr
