@@ -15,6 +15,7 @@ from typing import Annotated, Any
 warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
 
 import jax  # noqa: E402
+import matplotlib as mpl  # noqa: E402
 import typer  # noqa: E402
 import xarray as xr  # noqa: E402
 from rich.console import Console  # noqa: E402
@@ -263,6 +264,7 @@ def sweep_command(
 
 def main() -> None:
     """Run the command line; refusals and failures are one clear line and exit code 2."""
+    mpl.use("agg")  # figures go to files
     try:
         app(standalone_mode=True)
     except (BayesKernelError, OSError) as error:

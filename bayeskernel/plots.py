@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeAlias, TypeVar
 
+import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
@@ -139,8 +139,8 @@ def plot_comparison(
     """
     named = _named(comparisons)
     if axes is None:
-        figure = Figure(figsize=(9.5, 0.5 + 2.9 * len(named)), layout="constrained")
-        grid = figure.subplots(len(named), 3, squeeze=False)
+        size = (9.5, 0.5 + 2.9 * len(named))
+        _, grid = plt.subplots(len(named), 3, squeeze=False, figsize=size, layout="constrained")
     else:
         grid = np.atleast_2d(np.asarray(axes, dtype=object))
     if grid.shape != (len(named), 3):
@@ -480,7 +480,7 @@ def _colour_bar(ax: Axes, limit: float, colours: str) -> None:
 
 
 def _axes(ax: Axes | None, size: tuple[float, float] = (5, 4)) -> Axes:
-    return Figure(figsize=size, layout="constrained").add_subplot() if ax is None else ax
+    return plt.figure(figsize=size, layout="constrained").add_subplot() if ax is None else ax
 
 
 def _named(results: T | Mapping[str, T]) -> dict[str, T]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib import rc_context
@@ -248,6 +249,7 @@ def _figure(axes: Axes, description: str, caption: str = "") -> str:
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": description}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    plt.close(figure)
     # Lines and letters take the page's colour, so that figures can be read on a dark one.
     svg = buffer.getvalue().replace("#000000", "currentColor")
     svg = svg[svg.index("<svg") :].replace(

@@ -2,6 +2,7 @@
 
 import jax
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -23,6 +24,12 @@ def cmp():
     return bk.compare(draws, bk.solve(NETWORK, TASK))
 
 
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
 @pytest.fixture
 def ax():
     return Figure().add_subplot()
@@ -42,6 +49,15 @@ def test_kernel_of_anything_that_has_one(cmp, ax):
     assert np.array_equal(ax.images[0].get_array(), cmp.kernel.reshape(6, 6))
     with pytest.raises(InputError, match="kernel: expected shape"):
         bk.plots.plot_kernel(np.ones((3, 3)))
+
+
+def test_new_figures_are_shown_in_notebooks_and_the_reports_are_not(cmp, tmp_path):
+    """Notebooks show what pyplot holds at the end of a cell."""
+    axes = bk.plots.plot_coherence(cmp)
+    grid = cmp.plot()
+    assert plt.get_fignums() == [axes.get_figure().number, grid[0, 0].get_figure().number]
+    bk.report(cmp, tmp_path / "report.html")
+    assert len(plt.get_fignums()) == 2
 
 
 def test_comparison_has_three_maps_a_network(cmp):
