@@ -1,6 +1,6 @@
 """Do the tests have teeth? Plant an error, run the deterministic checks, and see which one notices.
 
-``python -m pytest -m slow tests/test_mutants.py -s`` prints the table kept in docs/calibration.
+``python -m pytest -m slow tests/test_mutants.py -rP`` prints the table kept in docs/calibration.
 """
 
 import contextlib
@@ -179,7 +179,9 @@ EXPECTED = {
     "log determinant missing": {"pre-activations: density", "kernels: density",
                                 "joint law: preactivations", "joint law: kernels"},
     "shift not undone": {"theory: saddle point"},
-    "energy + 5 %": {"joint law: weights", "joint law: preactivations"},
+    # Motion under the prior is exact, so the error tempers the likelihood alone, by 5 %: too little for
+    # pre-activations at this number of replicates.
+    "energy + 5 %": {"joint law: weights"},
     "momentum + 5 %": {"joint law: weights", "joint law: preactivations"},
     "rotation + 1 % in length": {"joint law: weights", "joint law: preactivations"},
     "a degree of freedom missing": {"joint law: kernels"},
