@@ -17,10 +17,8 @@ def kernels() -> None:
     task = bk.tasks.digits(patterns_per_class=2, steps=4).scaled(2.0)
     results = {}
     for name, sharing in (("RNN", "tied"), ("DNN", "untied")):
-        network = bk.Network(128, "linear", sharing, noise=0.3)
-        draws = bk.sample(
-            jax.random.key(0), network, task, space="weights", num_warmup=200, num_samples=200
-        )
+        network = bk.Network(1024, "erf", sharing, noise=0.3)
+        draws = bk.sample(jax.random.key(0), network, task, num_warmup=300, num_samples=1000)
         results[name] = bk.compare(draws, bk.solve(network, task))
     axes = bk.plots.plot_comparison(results)
     axes[0, 0].get_figure().savefig(FOLDER / "kernels.png", dpi=110)

@@ -144,7 +144,8 @@ def test_predictions_agree_with_theory(activation, noise):
     ess = az.ess(outputs)["output"].to_numpy()
     assert ess.min() > 200
     theory = bk.solve(network, task)
-    mean, std = theory.predict(new).mean[-1, :, 0], theory.predict_std(new)[-1, :, 0]
+    predicted, std = theory.predict(new), theory.predict_std(new)[-1, :, 0]
+    mean, monte_carlo = (a[-1, :, 0] for a in (predicted.mean, predicted.monte_carlo_error))
     with jax.enable_x64(True):
         found = [
             theory._theory.extended(network, *theory._with_patterns(new[:, a : a + 1]))
@@ -153,9 +154,8 @@ def test_predictions_agree_with_theory(activation, noise):
         shift = np.array([f.fluctuations().output_shift[-1, 2, 0] for f in found]) / width
     values = outputs["output"].to_numpy()
     left_over = shift**2 / np.abs(mean)
-    # The prediction is an average over 16,384 draws of one unit's contribution.
-    averaged = std * np.sqrt(width / 16_384)
-    z = (values.mean((0, 1)) - mean - shift) / np.sqrt(std**2 / ess + left_over**2 + averaged**2)
+    error = np.sqrt(std**2 / ess + left_over**2 + monte_carlo**2)
+    z = (values.mean((0, 1)) - mean - shift) / error
     print("mean", np.round(z, 2))
     assert np.abs(z).max() < 5
     ratio = values.std((0, 1)) / std - 1

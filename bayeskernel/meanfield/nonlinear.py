@@ -87,7 +87,7 @@ class NonlinearTheory(NamedTuple):
             one_group=not network.phi.odd,
         )
         Ct = matrix(point.conjugate, self.driven).reshape(shape)
-        nothing = Prediction(found.mean, 0 * found.kernel, 0 * found.cross_kernel)
+        nothing = found._replace(kernel=0 * found.kernel, cross_kernel=0 * found.cross_kernel)
         begin = from_draws(nothing.joined(Ct), h, core, symmetric=point.symmetric)
         solution = polish(
             begin,

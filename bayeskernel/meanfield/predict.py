@@ -39,11 +39,14 @@ class Prediction(NamedTuple):
         Kernel among the new patterns, shape (T, P*, T, P*).
     cross_kernel
         Kernel between new and training patterns, shape (T, P*, T, P).
+    monte_carlo_error
+        Of ``mean``, same shape, beside that of the training solution; zero for linear networks.
     """
 
     mean: Floats
     kernel: Floats
     cross_kernel: Floats
+    monte_carlo_error: Floats
 
     def joined(self, kernel: Floats) -> Floats:
         """The kernel of training and new patterns together, given that among training patterns."""
@@ -89,7 +92,8 @@ def predict_linear(
             block = new_rows[:, s] + loadings[t] @ excess @ loadings[s].T
             new[t, :, s], new[s, :, t] = block, block.T
     dual = dual_targets(jnp.asarray(kernel), problem)
-    return Prediction(np.asarray(read_out(cross, dual, problem)), new, cross)
+    mean = np.asarray(read_out(cross, dual, problem))
+    return Prediction(mean, new, cross, np.zeros_like(mean))
 
 
 def _row(t: int, drive: Floats, kernel: Floats, recurrent: Floats) -> Floats:
@@ -100,7 +104,8 @@ def _row(t: int, drive: Floats, kernel: Floats, recurrent: Floats) -> Floats:
     return row
 
 
-_DRAWS = 16384
+# Draws in a batch; batches, whose scatter gives the error.
+_DRAWS, _BATCHES = 1024, 16
 # Eigenvalues of a covariance below this share of the largest are null.
 _NULL = 1e-10
 
@@ -111,7 +116,7 @@ def predict_sampled(
     """Extend a nonlinear network's kernel to new patterns by drawing h* given h, step by step.
 
     Data do not act on new patterns, so h* given h is Gaussian under the joint K; its noise comes in
-    antithetic pairs with fixed seed. Monte-Carlo errors are about a hundredth of the kernel's diagonal.
+    antithetic pairs with fixed seed.
 
     Parameters
     ----------
@@ -125,6 +130,24 @@ def predict_sampled(
     The prediction, and draws of the pre-activations of all patterns, shape (M, T, P + P*).
     """
     rng = np.random.default_rng(0)
+    parts = [_extension(point, problem, cross_input, new_input, rng) for _ in range(_BATCHES)]
+    kernel = matrix(point.m, problem).reshape(np.shape(problem.data.map_.input))
+    dual = dual_targets(jnp.asarray(kernel), problem.data)
+    means = np.stack([read_out(cross, dual, problem.data) for cross, _, _ in parts])
+    cross, new = (np.mean([part[k] for part in parts], axis=0) for k in (0, 1))
+    error = means.std(0, ddof=1) / np.sqrt(_BATCHES)
+    draws = np.concatenate([part[2] for part in parts])
+    return Prediction(means.mean(0), new, cross, error), draws
+
+
+def _extension(
+    point: Point,
+    problem: Problem,
+    cross_input: Floats,
+    new_input: Floats,
+    rng: np.random.Generator,
+) -> tuple[Floats, Floats, Floats]:
+    """Cross kernel, kernel of the new patterns, and pre-activations of all, from one batch of draws."""
     steps, patterns = np.shape(problem.data.map_.input)[:2]
     extra, size = new_input.shape[1], steps * patterns
     recurrent = np.asarray(problem.data.map_.recurrent)[:, 0, :, 0]
@@ -154,10 +177,8 @@ def predict_sampled(
         for s in range(t + 1):
             block = activities[t].T @ activities[s] / len(phi)
             new[t, :, s], new[s, :, t] = block, block.T
-    dual = dual_targets(jnp.asarray(kernel), problem.data)
     joined = [a.reshape(len(h), steps, -1) for a in (h, values[:, size:])]
-    mean = np.asarray(read_out(cross, dual, problem.data))
-    return Prediction(mean, new, cross), np.concatenate(joined, axis=2)
+    return cross, new, np.concatenate(joined, axis=2)
 
 
 def _training_draws(

@@ -12,10 +12,18 @@ from scipy.stats import norm
 
 import bayeskernel as bk
 
-WIDTHS = (64, 128, 256, 512, 1024)
 ENDPOINT = bk.tasks.endpoint([[1.0]], [1.0], 3)
 SEQUENCE = bk.tasks.sine(2, 3, supervised=[1, 3])
+# The signal at which steps of the linear tied network become coherent (docs/theory, "Stability").
+CRITICAL = 2.8637824638
 CASES = {
+    "linear, tied, 5 % below the transition": (
+        "linear",
+        "tied",
+        ENDPOINT.scaled(0.95 * CRITICAL),
+        0.1,
+    ),
+    "linear, tied, 5 % above": ("linear", "tied", ENDPOINT.scaled(1.05 * CRITICAL), 0.1),
     "linear, tied, above": ("linear", "tied", ENDPOINT.scaled(4.5), 0.5),
     "erf, tied, below": ("erf", "tied", ENDPOINT.scaled(1.0), 0.1),
     "erf, tied, above": ("erf", "tied", ENDPOINT.scaled(2.5), 0.1),
@@ -35,12 +43,23 @@ CASES = {
 }
 
 
-def sampled(network, task, theory, seed, draws):
+def plan(case):
+    """Space, widths, draws of a chain."""
+    if (
+        "%" in case
+    ):  # fluctuations are large, and widths must be too; the cost does not grow with them
+        return "kernels", (2_000, 8_000, 32_000, 128_000, 512_000), 6000
+    if "four patterns" in case:  # at N = 128 one chain in four stays in a metastable branch
+        return "preactivations", (256, 512, 768, 1024), 1500
+    return "preactivations", (64, 128, 256, 512, 1024), 6000
+
+
+def sampled(network, task, theory, space, seed, draws):
     posterior = bk.sample(
         jax.random.key(seed),
         network,
         task,
-        space="preactivations",
+        space=space,
         num_warmup=300,
         num_samples=draws,
         num_chains=4,
@@ -55,18 +74,17 @@ def sampled(network, task, theory, seed, draws):
 @pytest.mark.parametrize("case", CASES)
 def test_intercept_and_slope(case):
     activation, sharing, task, noise = CASES[case]
-    large = task.shape[1] > 2
-    # At N = 128 one chain in four starts in a metastable branch and stays there.
-    widths = np.array((256, 512, 768, 1024) if large else WIDTHS)
+    space, widths, draws = plan(case)
     theory = bk.solve(bk.Network(256, activation, sharing, noise=noise), task)
     assert theory.converged
     results = [
         sampled(
-            bk.Network(int(n), activation, sharing, noise=noise),
+            bk.Network(n, activation, sharing, noise=noise),
             task,
             theory,
+            space,
             seed=i + 1,
-            draws=1500 if large else 6000,
+            draws=draws,
         )
         for i, n in enumerate(widths)
     ]
@@ -77,7 +95,9 @@ def test_intercept_and_slope(case):
         a.reshape(size, size)[upper] for a in (theory.kernel, theory.monte_carlo_error)
     )
     moving = errors.min(axis=0) > 0
-    design = np.stack([np.ones(len(widths)), 1 / widths, 1 / widths**2], axis=1)
+    design = np.stack(
+        [np.ones(len(widths)), 1 / np.array(widths), 1 / np.square(widths, dtype=float)], axis=1
+    )
     z = []
     for entry in np.flatnonzero(moving):
         weight = 1 / errors[:, entry]
