@@ -23,6 +23,7 @@ from scipy.optimize import bisect, brentq, minimize_scalar
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.kernels import coherence, kernel_map, supervision
 from bayeskernel.meanfield.problem import coupled_steps
+from bayeskernel.meanfield.solution import Branch
 from bayeskernel.meanfield.solve import MeanField, solve, solve_branches
 from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
@@ -33,7 +34,7 @@ Floats = NDArray[np.float64]
 _FIRST, _RATIO, _LAST = 0.05, 1.25, 60.0
 # Where the coherent branch is looked for below the spinodal, and how little coherence counts as none.
 _BELOW = 0.98
-_INCOHERENT = 0.02
+_INCOHERENT, _SIGMAS = 0.02, 5.0
 # Relative accuracy of the coexistence, and how close to the spinodal it is looked for.
 _COEXISTENCE, _UNDER = 1e-4, 1e-6
 _NULL = 1e-9
@@ -53,7 +54,8 @@ class CriticalSignal:
         Signal at which the untied solution loses stability for the shared network; NaN for a crossover.
     coexistence
         Signal at which both branches have the same free energy: the spinodal itself where the
-        transition is continuous, below it where it is discontinuous; NaN for a crossover.
+        transition is continuous, below it where it is discontinuous; NaN for a crossover, and where
+        more than three nonlinear sites are correlated: the free energies of particles are too noisy.
     order
         "continuous", "discontinuous", or "crossover" where weight sharing acts at any signal because
         no symmetry protects independent steps.
@@ -108,7 +110,10 @@ def critical_signal(
     sampled = bool(np.any(_raised(untied, task.scaled(low), rng_key).monte_carlo_error))
     spinodal = float(brentq(lowest, low, high, xtol=(1e-3 if sampled else 1e-9) * low, rtol=1e-10))
     _, direction = seen[min(seen, key=lambda s: abs(s - spinodal))]
-    coexistence = _coexistence(network, task, spinodal, rng_key)
+    coexistence = spinodal
+    if _coherent(below := solve(network, task.scaled(_BELOW * spinodal), rng_key)):
+        known = not np.any(below.monte_carlo_error)
+        coexistence = _coexistence(network, task, spinodal, rng_key) if known else float("nan")
     order = "continuous" if coexistence == spinodal else "discontinuous"
     return CriticalSignal(spinodal, coexistence, order, float("nan"), direction)
 
@@ -186,25 +191,30 @@ def _raised(network: Network, task: Task, rng_key: jax.Array | None) -> MeanFiel
     return solve_branches(network, task, rng_key, 1e-10, 200, None, every_branch=False)
 
 
+def _coherent(theory: MeanField) -> list[Branch]:
+    """Stable branches with steps that are correlated beyond what noise of particles would do."""
+    size = np.sqrt(np.einsum("tata->ta", theory.kernel))
+    scale, noise = np.einsum("ta,sb->tasb", size, size), np.nan_to_num(theory.monte_carlo_error)
+    least = max(_INCOHERENT, _SIGMAS * float(np.max(noise[scale > 0] / scale[scale > 0])))
+    return [b for b in theory.branches if b.stable and _largest_coherence(b.kernel) >= least]
+
+
 def _coexistence(network: Network, task: Task, spinodal: float, rng_key: jax.Array | None) -> float:
-    """Where the coherent branch, if there is one below the spinodal, has the free energy of the other."""
+    """Where the coherent branch has the free energy of the other."""
 
     def gap(signal: float) -> float:
         """F of the coherent branch minus F of the incoherent one; infinite where one is missing."""
-        lowest = {True: np.inf, False: np.inf}
-        for branch in solve(network, task.scaled(signal), rng_key).branches:
-            if branch.stable:
-                kind = _largest_coherence(branch.kernel) >= _INCOHERENT
-                lowest[kind] = min(lowest[kind], branch.free_energy)
-        if not min(lowest.values()) < np.inf:
+        theory = solve(network, task.scaled(signal), rng_key)
+        stable, coherent = [b for b in theory.branches if b.stable], _coherent(theory)
+        if not stable:
             raise NoTransitionError(
                 f"no stable solution was found at {signal:.4g} times the targets"
             )
-        return lowest[True] - lowest[False]
+        lowest = min((b.free_energy for b in coherent), default=np.inf)
+        rest = (b.free_energy for b in stable if all(b is not c for c in coherent))
+        return lowest - min(rest, default=np.inf)
 
     found, low, high = gap(_BELOW * spinodal), _BELOW * spinodal, spinodal
-    if found == np.inf:
-        return spinodal
     while found < 0:
         low, high = _BELOW * low, low
         found = gap(low)
