@@ -33,9 +33,11 @@ _BOTH: dict[str, tuple[str, ...]] = {
 _THEORY: dict[str, tuple[str, ...]] = {
     "kernel_shift": _SITES,
     "free_energy": (),
+    "free_energy_error": (),
     "residual": (),
     "branch_kernel": ("direction", *_SITES),
     "branch_free_energy": ("direction",),
+    "branch_free_energy_error": ("direction",),
     "branch_ok": ("direction",),
 }
 _SAMPLED: dict[str, tuple[str, ...]] = {"output_error": _OUTPUT, "ess": ()}
@@ -48,9 +50,10 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
     -------
     Dataset over the axes of the grid. With a dimension ``source`` ("theory", "sampled"): kernel,
     kernel_error (Monte-Carlo error), kernel_std (posterior standard deviation at the point's width),
-    coherence, output, ok, status. Of theory: kernel_shift (~ 1/N, at the point's width), free_energy,
-    residual, and branch_kernel, branch_coherence, branch_free_energy, branch_ok with a dimension
-    ``direction``: the solution met with the signal rising ("up") and falling ("down"). Of samples:
+    coherence, output, ok, status. Of theory: kernel_shift (~ 1/N, at the point's width), free_energy and its
+    Monte-Carlo error free_energy_error, residual, and branch_kernel, branch_coherence, branch_free_energy,
+    branch_free_energy_error, branch_ok with a dimension ``direction``: the solution met with the signal
+    rising ("up") and falling ("down"). Of samples:
     output_error, ess (smallest of all entries). z compares both, as `bayeskernel.compare` does; it is NaN
     where theory has no fluctuations. So is everything that is not there yet, with a status of "not
     computed", and steps that the longest task has and others have not.

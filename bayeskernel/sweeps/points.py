@@ -179,10 +179,12 @@ def _theory_result(up: MeanField, down: MeanField) -> Result:
         "kernel_shift": shift,
         "output": best.output,
         "free_energy": np.array(best.free_energy),
+        "free_energy_error": np.array(best.free_energy_error),
         "residual": np.array(best.residual),
         "ok": np.array(best.converged),
         "status": np.array(str(best.result)),
         "branch_kernel": np.stack([m.kernel for m in ways]),
         "branch_free_energy": np.array([m.free_energy for m in ways]),
+        "branch_free_energy_error": np.array([m.free_energy_error for m in ways]),
         "branch_ok": np.array([m.converged for m in ways]),
     }
