@@ -9,6 +9,8 @@ import arviz as az
 import jax
 import numpy as np
 import pytest
+from scipy.special import erf
+from scipy.stats import norm
 
 import bayeskernel as bk
 from bayeskernel.meanfield.fluctuations import Fluctuations
@@ -119,6 +121,46 @@ def test_one_step_is_exactly_a_bayesian_linear_model():
     shift = float(theory.kernel_shift().squeeze())
     assert mean - float(theory.kernel.squeeze()) == pytest.approx(shift, rel=0.05)
     assert isinstance(theory._fluctuations, Fluctuations)
+
+
+def posterior_of_one_step(width, y, noise):
+    """Mean and std of C, one pattern and erf: phi^2 of the prior, convolved with itself N times."""
+    h = np.linspace(-12, 12, 400_001)
+    u, prior = erf(np.sqrt(np.pi) / 2 * h) ** 2, norm.pdf(h)
+    count = 4096  # bins of u in [0, 1]; mass is split between the two nearest
+    below = np.minimum((u * (count - 1)).astype(int), count - 2)
+    share = u * (count - 1) - below
+
+    def log_evidence(C):
+        return -width / 2 * y**2 / (C + noise) - np.log(C + noise) / 2
+
+    C = np.arange(width * (count - 1) + 1) / (count - 1) / width
+    # Tilted to where the posterior is, so that the convolution keeps its digits there.
+    tilt = 0.0
+    for _ in range(30):
+        mass = prior * np.exp(tilt * (u - 1))
+        tilt = y**2 / 2 / (np.average(u, weights=mass) + noise) ** 2
+    one = np.bincount(below, mass * (1 - share), count)
+    one += np.bincount(below + 1, mass * share, count)
+    length = 2 ** int(np.ceil(np.log2(len(C))))
+    density = np.fft.irfft(np.fft.rfft(one / one.sum(), length) ** width, length)[: len(C)]
+    kept = density > 1e-12 * density.max()
+    C, log_p = C[kept], np.log(density[kept]) + (log_evidence(C) - tilt * width * C)[kept]
+    p = np.exp(log_p - log_p.max())
+    mean = np.average(C, weights=p)
+    return mean, np.sqrt(np.average((C - mean) ** 2, weights=p))
+
+
+@pytest.mark.parametrize("signal", [1.0, 2.5, 4.5])
+def test_one_nonlinear_step_at_any_width(signal):
+    """T = 1, erf: fluctuations and shift against the exact posterior of 256 units."""
+    width, task = 256, bk.tasks.endpoint([[1.0]], [signal], 1)
+    theory = bk.solve(bk.Network(width, "erf", noise=0.1), task)
+    mean, std = posterior_of_one_step(width, signal, 0.1)
+    assert theory.kernel_std().item() == pytest.approx(std, rel=2e-3)
+    shift = theory.kernel_shift().item()
+    # What is left is of order 1/N^2; bins add some 1e-7.
+    assert mean - theory.kernel.item() == pytest.approx(shift, rel=5e-3, abs=5e-7)
 
 
 @pytest.mark.slow
