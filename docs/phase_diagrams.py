@@ -97,16 +97,19 @@ def hysteresis(ax: Axes, folder: Path, processes: int) -> None:
         bk.Network(WIDTH, "linear", noise=NOISE), task(8), {"signal": signals.tolist()},
         sample=SAMPLE | {"num_samples": 2000}, out=folder / "hysteresis", client=processes,
     )  # fmt: skip
-    ends = abs(data["branch_coherence"].sel(step=1, other_step=8))
+    here = {"step": 2, "other_step": 3}
+    pairs = abs(data["branch_coherence"].sel(here))
     for direction, mark in (("up", "-"), ("down", "--")):
-        ax.plot(signals, ends.sel(direction=direction), mark, label=f"theory, signal {direction}")
-    ax.plot(signals, coherence_of_ends(data).sel(source="sampled"), "k.", label=f"N = {WIDTH}")
+        ax.plot(signals, pairs.sel(direction=direction), mark, label=f"theory, signal {direction}")
+    sampled = abs(data["coherence"].sel(here | {"source": "sampled"}))
+    ax.plot(signals, sampled, "k.", label=f"N = {WIDTH}")
     critical = bk.critical_signal(bk.Network(1, "linear", noise=NOISE), task(8))
     for at, name in ((critical.coexistence, "coexistence"), (critical.spinodal, "spinodal")):
         ax.axvline(at, color="0.6", lw=0.8)
-        ax.text(at, 1.0, f" {name}", color="0.4", fontsize="x-small", va="top")
-    ax.set(xlabel="signal", ylabel="coherence of first and last step", title="linear, T = 8")
-    ax.legend(frameon=False, fontsize="small", loc="lower right")
+        where = ax.get_xaxis_transform()
+        ax.text(at, 0.99, f" {name}", color="0.4", fontsize="x-small", va="top", transform=where)
+    ax.set(xlabel="signal", ylabel="coherence of steps 2 and 3", title="linear, T = 8")
+    ax.legend(frameon=False, fontsize="small", loc="center right")
 
 
 def width_scaling(ax: Axes, folder: Path, processes: int) -> None:
