@@ -152,10 +152,13 @@ def _expand(
     return variance, drift + bend / 2
 
 
-def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -> Fluctuations:
+def saddle_fluctuations(
+    solution: Solution, driven: Problem, problem: Problem, *, lazy: bool
+) -> Fluctuations:
     """Expand around a saddle point in (C, Ct) of a nonlinear network; 64-bit JAX must be enabled.
 
-    Activities of independent groups must have mean zero: phi is odd, or there is one group.
+    Activities of independent groups must have mean zero: phi is odd, or there is one group. ``lazy`` where data
+    act at order 1/N only (standard scaling): ``driven`` is then the problem without targets.
     """
     at = solution.expansion
     if solution.status is not Status.CONVERGED:
@@ -172,14 +175,14 @@ def saddle_fluctuations(solution: Solution, driven: Problem, problem: Problem) -
     C, variance = matrix(m, driven), matrix(np.sum(w**2, axis=1), driven)
     # Between independent groups C is a mean of N products of independent factors.
     variance = np.where(driven.apart, np.outer(np.diag(C), np.diag(C)), variance)
-    drift = _saddle_shift(solution, driven, problem)
+    drift = _saddle_shift(solution, driven, problem, lazy=lazy)
     kernel = jnp.asarray(C.reshape(np.shape(driven.data.map_.input)))
     given = np.asarray(output_variance(kernel, problem.data))
     moved = _outputs_along(
         jnp.asarray(m), jnp.asarray(w.T), jnp.asarray(drift), problem.data, problem.pairs
     )
     output_shift = np.asarray(moved[1])
-    if driven is problem:
+    if not lazy:
         given = given + np.asarray(moved[0]) + _apart_outputs(kernel, driven)
     return Fluctuations(
         np.sqrt(variance).reshape(kernel.shape),
@@ -230,7 +233,7 @@ _MOST_ENTRIES = 600
 _DISPLACEMENT = 0.01
 
 
-def _saddle_shift(solution: Solution, driven: Problem, problem: Problem) -> Floats:
+def _saddle_shift(solution: Solution, driven: Problem, problem: Problem, *, lazy: bool) -> Floats:
     """N (<m> - m*): -H^-1 [grad A + d^3F : H^-1 / 2], third derivatives by second differences."""
     at, point = solution.expansion, thinned(solution.point)
     k, hessian = at.unit.shape[1], at.hessian
@@ -246,6 +249,6 @@ def _saddle_shift(solution: Solution, driven: Problem, problem: Problem) -> Floa
     for value, vector in zip(values, vectors.T, strict=True):
         step = _DISPLACEMENT * vector
         force += (slope(step) + slope(-step) - 2 * centre) / (_DISPLACEMENT**2 * value) / 2
-    force[:k] += at.unit.T @ correction_slope(solution.point.m, problem, lazy=driven is not problem)
+    force[:k] += at.unit.T @ correction_slope(solution.point.m, problem, lazy=lazy)
     shift = at.unit @ -np.linalg.solve(hessian, force)[:k]
     return np.where(driven.parity, 0, shift) if point.symmetric else np.asarray(shift)

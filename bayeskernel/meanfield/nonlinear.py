@@ -65,7 +65,8 @@ class NonlinearTheory(NamedTuple):
     def fluctuations(self) -> Fluctuations:
         """Expand around the solution; where activities have a mean, around that of all steps together."""
         if len(self.driven.groups) == 1 or self.problem.phi.odd:
-            return saddle_fluctuations(self.solution, self.driven, self.problem)
+            lazy = self.network.scaling == "standard"
+            return saddle_fluctuations(self.solution, self.driven, self.problem, lazy=lazy)
         shape = np.shape(self.problem.data.map_.input)
         nothing = np.zeros((shape[0], 0, *shape[2:])), np.zeros((shape[0], 0, shape[0], 0))
         return self.extended(self.network, self.task, *nothing).fluctuations()

@@ -169,6 +169,9 @@ def test_a_path_meets_the_solutions_of_each_signal(activation):
         np.testing.assert_allclose(stage.theory.kernel, alone.kernel, atol=2e-4)
         np.testing.assert_allclose(stage.theory.free_energy, alone.free_energy, atol=2e-4)
         np.testing.assert_array_equal(stage.theory.task.targets, alone.task.targets)
+        for name in ("kernel_std", "kernel_shift", "output_std", "output_shift"):
+            one, two = (getattr(theory, name)(1) for theory in (stage.theory, alone))
+            np.testing.assert_allclose(one, two, rtol=0.01, atol=2e-3, err_msg=name)
 
 
 def test_steps_of_different_numbers_are_filled_up():
