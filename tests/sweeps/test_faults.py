@@ -62,7 +62,7 @@ def test_processes_give_what_this_process_gives(undisturbed, tmp_path):
     assert run(tmp_path / "out", 2).identical(undisturbed)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_process_that_dies_is_replaced(undisturbed, tmp_path):
     killed = []
 
