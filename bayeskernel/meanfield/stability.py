@@ -57,8 +57,8 @@ class CriticalSignal:
         transition is continuous, below it where it is discontinuous; NaN for a crossover, and where
         more than three nonlinear sites are correlated: the free energies of particles are too noisy.
     order
-        "continuous", "discontinuous", or "crossover" where weight sharing acts at any signal because
-        no symmetry protects independent steps.
+        "continuous"; "discontinuous"; "unresolved" where noise of particles hides which of the two; or
+        "crossover" where weight sharing acts at any signal because no symmetry protects independent steps.
     crossover
         For a crossover the signal of least curvature of the free energy; otherwise NaN.
     direction
@@ -110,11 +110,15 @@ def critical_signal(
     sampled = bool(np.any(_raised(untied, task.scaled(low), rng_key).monte_carlo_error))
     spinodal = float(brentq(lowest, low, high, xtol=(1e-3 if sampled else 1e-9) * low, rtol=1e-10))
     _, direction = seen[min(seen, key=lambda s: abs(s - spinodal))]
-    coexistence = spinodal
-    if _coherent(below := solve(network, task.scaled(_BELOW * spinodal), rng_key)):
-        known = not np.any(below.monte_carlo_error)
-        coexistence = _coexistence(network, task, spinodal, rng_key) if known else float("nan")
-    order = "continuous" if coexistence == spinodal else "discontinuous"
+    below = solve(network, task.scaled(_BELOW * spinodal), rng_key)
+    if not _coherent(below):
+        coexistence, order = spinodal, "continuous"
+    elif not np.any(below.monte_carlo_error):
+        coexistence = _coexistence(network, task, spinodal, rng_key)
+        order = "discontinuous"
+    else:
+        coexistence = float("nan")
+        order = "discontinuous" if _beyond_noise(below) else "unresolved"
     return CriticalSignal(spinodal, coexistence, order, float("nan"), direction)
 
 
@@ -192,11 +196,16 @@ def _raised(network: Network, task: Task, rng_key: jax.Array | None) -> MeanFiel
 
 
 def _coherent(theory: MeanField) -> list[Branch]:
-    """Stable branches with steps that are correlated beyond what noise of particles would do."""
-    size = np.sqrt(np.einsum("tata->ta", theory.kernel))
-    scale, noise = np.einsum("ta,sb->tasb", size, size), np.nan_to_num(theory.monte_carlo_error)
-    least = max(_INCOHERENT, _SIGMAS * float(np.max(noise[scale > 0] / scale[scale > 0])))
-    return [b for b in theory.branches if b.stable and _largest_coherence(b.kernel) >= least]
+    """Stable branches with correlated steps."""
+    return [b for b in theory.branches if b.stable and _largest_coherence(b.kernel) >= _INCOHERENT]
+
+
+def _beyond_noise(theory: MeanField) -> bool:
+    """Whether some correlation of steps is beyond doubt; close to a transition errors are large."""
+    steps = len(theory.kernel)
+    apart = ~np.eye(steps, dtype=bool)[:, None, :, None]
+    doubt = _SIGMAS * theory.monte_carlo_error
+    return bool(np.any(apart & (doubt > 0) & (np.abs(theory.kernel) > doubt)))
 
 
 def _coexistence(network: Network, task: Task, spinodal: float, rng_key: jax.Array | None) -> float:
