@@ -24,7 +24,7 @@ from scipy.stats import norm
 from bayeskernel.errors import instance
 from bayeskernel.gauge import aligned, sign_symmetry
 from bayeskernel.inference.diagnose import Diagnosis, diagnose
-from bayeskernel.inference.record import SITES, check_same_run
+from bayeskernel.inference.record import SITES, check_same_run, kernel_and_output
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.solve import MeanField
@@ -157,8 +157,7 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
     network, task = instance("theory", theory, MeanField).network, theory.task
     check_same_run(draws, network, task)
     symmetry = sign_symmetry(network, task)
-    raw, outputs = (draws["posterior"][x].to_numpy().astype(float) for x in ("kernel", "output"))
-    kernels, outputs, flipped = aligned(raw, outputs, theory.kernel, symmetry)
+    kernels, outputs, flipped = aligned(*kernel_and_output(draws), theory.kernel, symmetry)
     mean, mcse, ess = mean_and_error(kernels, SITES)
     output, output_mcse, _ = mean_and_error(outputs, ("step", "pattern", "output_unit"))
     std, shift = _finite_width(theory, kernels)

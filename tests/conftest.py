@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
-from bayeskernel import cli
 
 # Linux grants a process 65,530 memory maps; every compiled function holds some, and XLA crashes
 # when they run out.
@@ -44,6 +43,8 @@ def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Done]:
     """Run the command line in a folder of its own."""
+    from bayeskernel import cli
+
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> Done:

@@ -217,7 +217,7 @@ def test_command_line_compares_and_reports(tmp_path, command):
     assert "Kernels" in (tmp_path / "again.html").read_text()
     # For machines: one JSON object, and nothing else, on standard output.
     quick = f"{problem} --width 24 --space weights --draws 9 --warmup 100 --chains 1"
-    for name, more in (("sample", quick), ("solve", problem)):
+    for name, more in (("compare", quick), ("sample", quick), ("solve", problem)):
         done = command(name, *more.split(), "--sharing", "tied", "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout).keys() >= {"RNN (tied)"}

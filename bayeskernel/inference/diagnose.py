@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bayeskernel.errors import InputError
 from bayeskernel.gauge import aligned
-from bayeskernel.inference.record import check_draws, settings, symmetry
+from bayeskernel.inference.record import check_draws, kernel_and_output, settings, symmetry
 
 Floats = NDArray[np.float64]
 
@@ -159,8 +159,7 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
 
 def gauge_fixed(draws: xr.DataTree) -> tuple[Floats, Floats, float]:
     """Kernels and outputs with signs brought to those of the mean, and the share of draws flipped."""
-    kernel = draws["posterior"]["kernel"].to_numpy().astype(np.float64)
-    output = draws["posterior"]["output"].to_numpy().astype(np.float64)
+    kernel, output = kernel_and_output(draws)
     usable = np.isfinite(kernel).all(axis=(2, 3, 4, 5))
     if not usable.any():
         return kernel, output, 0.0

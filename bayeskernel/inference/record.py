@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from bayeskernel.errors import InputError, instance
 from bayeskernel.gauge import SignSymmetry, sign_symmetry
@@ -111,6 +112,13 @@ def symmetry(draws: xr.DataTree) -> SignSymmetry:
     return SignSymmetry(
         **{name: np.array(signs, np.int64).reshape(-1, steps) for name, signs in recorded.items()}
     )
+
+
+def kernel_and_output(draws: xr.DataTree) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Kernels (chain, draw, T,P,T,P) and outputs (chain, draw, T,P,O) in double precision."""
+    posterior = draws["posterior"]
+    kernel, output = (posterior[x].to_numpy().astype(np.float64) for x in ("kernel", "output"))
+    return kernel, output
 
 
 def seed_data(rng_key: jax.Array) -> list[int]:

@@ -12,6 +12,7 @@ pattern without targets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from bayeskernel.kernels import preactivation_kernel
 from bayeskernel.meanfield.free_energy import LinearProblem, dual_targets, read_out, root_of_kernel
 from bayeskernel.meanfield.problem import Problem, matrix
 from bayeskernel.meanfield.saddle import Point, laws
-from bayeskernel.meanfield.single_unit import activity, resample
+from bayeskernel.meanfield.single_unit import Law, activity, resample
 
 Floats = NDArray[np.float64]
 
@@ -130,8 +131,12 @@ def predict_sampled(
     The prediction, and draws of the pre-activations of all patterns, shape (M, T, P + P*).
     """
     rng = np.random.default_rng(0)
-    parts = [_extension(point, problem, cross_input, new_input, rng) for _ in range(_BATCHES)]
     kernel = matrix(point.m, problem).reshape(np.shape(problem.data.map_.input))
+    at = laws(point, problem)
+    parts = [
+        _extension(kernel, *_training_draws(at, problem, rng), problem, cross_input, new_input, rng)
+        for _ in range(_BATCHES)
+    ]
     dual = dual_targets(jnp.asarray(kernel), problem.data)
     means = np.stack([read_out(cross, dual, problem.data) for cross, _, _ in parts])
     cross, new = (np.mean([part[k] for part in parts], axis=0) for k in (0, 1))
@@ -141,18 +146,18 @@ def predict_sampled(
 
 
 def _extension(
-    point: Point,
+    kernel: Floats,
+    h: Floats,
+    phi: Floats,
     problem: Problem,
     cross_input: Floats,
     new_input: Floats,
     rng: np.random.Generator,
 ) -> tuple[Floats, Floats, Floats]:
-    """Cross kernel, kernel of the new patterns, and pre-activations of all, from one batch of draws."""
+    """Cross kernel, kernel of the new patterns, and pre-activations of all, from one batch (h, phi)."""
     steps, patterns = np.shape(problem.data.map_.input)[:2]
     extra, size = new_input.shape[1], steps * patterns
     recurrent = np.asarray(problem.data.map_.recurrent)[:, 0, :, 0]
-    h, phi = _training_draws(point, problem, rng)
-    kernel = matrix(point.m, problem).reshape(np.shape(problem.data.map_.input))
     K = np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.data.map_)).reshape(size, size)
     cross, new = np.zeros_like(cross_input), np.zeros_like(new_input)
     # Joint covariance and values of everything known so far: training sites, then new ones.
@@ -182,11 +187,11 @@ def _extension(
 
 
 def _training_draws(
-    point: Point, problem: Problem, rng: np.random.Generator
+    found: Sequence[Law], problem: Problem, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
     """Equally weighted draws of (h, phi) at all training sites from q."""
     h, phi = np.zeros((2, _DRAWS, problem.size))
-    for at, group in zip(laws(point, problem), problem.groups, strict=True):
+    for at, group in zip(found, problem.groups, strict=True):
         # Groups are independent; halves repeat so that noise can be antithetic.
         chosen = np.tile(rng.permutation(resample(at.weights, _DRAWS // 2, rng)), 2)
         h[:, group.sites], phi[:, group.sites] = at.h[chosen], at.phi[chosen]

@@ -23,7 +23,6 @@ from scipy.optimize import bisect, brentq, minimize_scalar
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.kernels import coherence, kernel_map, supervision
 from bayeskernel.meanfield.problem import coupled_steps
-from bayeskernel.meanfield.solution import Branch
 from bayeskernel.meanfield.solve import MeanField, solve, solve_branches
 from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
@@ -111,10 +110,11 @@ def critical_signal(
     spinodal = float(brentq(lowest, low, high, xtol=(1e-3 if sampled else 1e-9) * low, rtol=1e-10))
     _, direction = seen[min(seen, key=lambda s: abs(s - spinodal))]
     below = solve(network, task.scaled(_BELOW * spinodal), rng_key)
-    if not _coherent(below):
+    gap = _gap(below, _BELOW * spinodal)
+    if gap == np.inf:
         coexistence, order = spinodal, "continuous"
     elif not np.any(below.monte_carlo_error):
-        coexistence = _coexistence(network, task, spinodal, rng_key)
+        coexistence = _coexistence(network, task, spinodal, rng_key, gap)
         order = "discontinuous"
     else:
         coexistence = float("nan")
@@ -195,9 +195,16 @@ def _raised(network: Network, task: Task, rng_key: jax.Array | None) -> MeanFiel
     return solve_branches(network, task, rng_key, 1e-10, 200, None, every_branch=False)
 
 
-def _coherent(theory: MeanField) -> list[Branch]:
-    """Stable branches with correlated steps."""
-    return [b for b in theory.branches if b.stable and _largest_coherence(b.kernel) >= _INCOHERENT]
+def _gap(theory: MeanField, signal: float) -> float:
+    """F of the coherent branch minus F of the incoherent one; infinite where one is missing."""
+    lowest = {True: np.inf, False: np.inf}
+    for branch in theory.branches:
+        if branch.stable:
+            kind = _largest_coherence(branch.kernel) >= _INCOHERENT
+            lowest[kind] = min(lowest[kind], branch.free_energy)
+    if not min(lowest.values()) < np.inf:
+        raise NoTransitionError(f"no stable solution was found at {signal:.4g} times the targets")
+    return lowest[True] - lowest[False]
 
 
 def _beyond_noise(theory: MeanField) -> bool:
@@ -208,22 +215,15 @@ def _beyond_noise(theory: MeanField) -> bool:
     return bool(np.any(apart & (doubt > 0) & (np.abs(theory.kernel) > doubt)))
 
 
-def _coexistence(network: Network, task: Task, spinodal: float, rng_key: jax.Array | None) -> float:
-    """Where the coherent branch has the free energy of the other."""
+def _coexistence(
+    network: Network, task: Task, spinodal: float, rng_key: jax.Array | None, found: float
+) -> float:
+    """Where the coherent branch has the free energy of the other; ``found`` is their gap at `_BELOW`."""
 
     def gap(signal: float) -> float:
-        """F of the coherent branch minus F of the incoherent one; infinite where one is missing."""
-        theory = solve(network, task.scaled(signal), rng_key)
-        stable, coherent = [b for b in theory.branches if b.stable], _coherent(theory)
-        if not stable:
-            raise NoTransitionError(
-                f"no stable solution was found at {signal:.4g} times the targets"
-            )
-        lowest = min((b.free_energy for b in coherent), default=np.inf)
-        rest = (b.free_energy for b in stable if all(b is not c for c in coherent))
-        return lowest - min(rest, default=np.inf)
+        return _gap(solve(network, task.scaled(signal), rng_key), signal)
 
-    found, low, high = gap(_BELOW * spinodal), _BELOW * spinodal, spinodal
+    low, high = _BELOW * spinodal, spinodal
     while found < 0:
         low, high = _BELOW * low, low
         found = gap(low)

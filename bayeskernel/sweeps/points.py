@@ -20,7 +20,7 @@ from bayeskernel.compare import mean_and_error
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.gauge import aligned, canonical, sign_symmetry
 from bayeskernel.inference.diagnose import diagnose, gauge_fixed
-from bayeskernel.inference.record import SITES
+from bayeskernel.inference.record import SITES, kernel_and_output
 from bayeskernel.inference.run import sample
 from bayeskernel.inference.storage import StorageError, check_seal, read_arrays, write_arrays
 from bayeskernel.meanfield.fluctuations import FluctuationError
@@ -121,8 +121,7 @@ class SampleJob(NamedTuple):
     def _aligned(self, draws: xr.DataTree) -> tuple[Floats, Floats]:
         """Kernels and outputs with theory's signs; without theory, steps as positively correlated as can be."""
         symmetry = sign_symmetry(self.network, self.task)
-        posterior = draws["posterior"]
-        kernel, output = (posterior[x].to_numpy().astype(np.float64) for x in ("kernel", "output"))
+        kernel, output = kernel_and_output(draws)
         known = {} if self.theory is None else read_arrays(self.theory)
         reference = known.get("kernel")
         if reference is None:

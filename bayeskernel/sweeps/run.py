@@ -164,10 +164,10 @@ def _lines(
         theory = [grids.theory_file(folder, line | {"signal": s}) for s in signals]
         first: list[Job] = []
         if solve:
-            if not all(valid(file) for file in theory):
-                first = [TheoryJob(network, task, signals, tuple(theory))]
-            else:
+            if all(valid(file) for file in theory):
                 advance(len(theory))
+            else:
+                first = [TheoryJob(network, task, signals, tuple(theory))]
         samples: list[Job] = []
         for point in points.within(line) if options is not None else ():
             file = grids.sample_file(folder, point)

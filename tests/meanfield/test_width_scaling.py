@@ -45,11 +45,11 @@ CASES = {
 
 def plan(case):
     """Space, widths, draws of a chain."""
-    if (
-        "%" in case
-    ):  # fluctuations are large, and widths must be too; the cost does not grow with them
+    if "%" in case:
+        # Fluctuations are large, and widths must be too; the cost does not grow with them.
         return "kernels", (2_000, 8_000, 32_000, 128_000, 512_000), 6000
-    if "four patterns" in case:  # at N = 128 one chain in four stays in a metastable branch
+    if "four patterns" in case:
+        # At N = 128 one chain in four stays in a metastable branch.
         return "preactivations", (256, 512, 768, 1024), 1500
     return "preactivations", (64, 128, 256, 512, 1024), 6000
 
@@ -95,9 +95,7 @@ def test_intercept_and_slope(case):
         a.reshape(size, size)[upper] for a in (theory.kernel, theory.monte_carlo_error)
     )
     moving = errors.min(axis=0) > 0
-    design = np.stack(
-        [np.ones(len(widths)), 1 / np.array(widths), 1 / np.square(widths, dtype=float)], axis=1
-    )
+    design = np.vander(1 / np.array(widths), 3, increasing=True)
     z = []
     for entry in np.flatnonzero(moving):
         weight = 1 / errors[:, entry]
