@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, TypeVar
 
 import numpy as np
@@ -54,7 +54,7 @@ def mapping(argument: str, value: object) -> dict[str, Any]:
 
 def positive(argument: str, value: object) -> float:
     """Return ``value`` as a float if it is a finite positive number, else refuse it."""
-    if isinstance(value, bool) or not _is_real(value):
+    if not _is_real(value):
         raise InputError(argument, "a positive number", repr(value))
     number = float(value)  # type: ignore[arg-type]
     if not (math.isfinite(number) and number > 0):
@@ -66,18 +66,21 @@ def positive(argument: str, value: object) -> float:
 
 def positive_integer(argument: str, value: object, minimum: int = 1) -> int:
     """Return ``value`` as an int if it is a whole number >= ``minimum``, else refuse it."""
-    whole = _is_real(value) and not isinstance(value, bool) and float(value).is_integer()  # type: ignore[arg-type]
-    if not whole or int(value) < minimum:  # type: ignore[call-overload]
+    number = _whole(value)
+    if number is None or number < minimum:
         raise InputError(argument, f"an integer >= {minimum}", repr(value))
-    return int(value)  # type: ignore[call-overload]
+    return number
 
 
 def integers(argument: str, value: object, expected: str) -> list[int]:
     """Return a sequence of whole numbers as a list, else refuse it."""
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
-        found = list(value)
-        if all(_is_real(v) and not isinstance(v, bool) and float(v).is_integer() for v in found):
-            return [int(v) for v in found]
+    if not isinstance(value, (str, bytes, Mapping, Set)):
+        try:
+            found = [_whole(v) for v in value]  # type: ignore[attr-defined]
+        except TypeError:  # not iterable; arrays of no dimension have the method all the same
+            found = [None]
+        if None not in found:
+            return found  # type: ignore[return-value]
     raise InputError(argument, expected, repr(value))
 
 
@@ -97,9 +100,19 @@ def real_array(
     return np.array(array, np.float64)
 
 
+def _whole(value: object) -> int | None:
+    """The integer that a number is, None if it is not one."""
+    if not _is_real(value) or not float(value).is_integer():  # type: ignore[arg-type]
+        return None
+    # Python's integers may exceed what a float holds exactly.
+    return value if isinstance(value, int) else int(float(value))  # type: ignore[arg-type]
+
+
 def _is_real(value: object) -> bool:
-    # NumPy and JAX scalars convert; strings do too, but a string is never meant as a number here.
-    if isinstance(value, (str, bytes)) or getattr(value, "ndim", 0) != 0:
+    # NumPy and JAX scalars convert; strings and booleans do too, but are never meant as numbers here.
+    if isinstance(value, (bool, str, bytes)) or getattr(value, "ndim", 0) != 0:
+        return False
+    if hasattr(value, "dtype") and getattr(value.dtype, "kind", "O") not in "iuf":
         return False
     try:
         float(value)  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from bayeskernel.activations import Activation, resolve
-from bayeskernel.errors import InputError, instance, positive, positive_integer
+from bayeskernel.errors import InputError, instance, integers, positive, positive_integer
 from bayeskernel.tasks import Task
 
 Pattern: TypeAlias = str | Sequence[int]
@@ -168,10 +168,10 @@ def _checked_pattern(argument: str, pattern: object) -> Pattern:
         if pattern not in ("tied", "untied"):
             raise InputError(argument, expected, repr(pattern))
         return pattern
-    labels = np.asarray(pattern)
-    if labels.ndim != 1 or labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
+    labels = integers(argument, pattern, expected)
+    if not labels:
         raise InputError(argument, expected, repr(pattern))
-    return tuple(int(label) for label in labels)
+    return tuple(labels)
 
 
 def _expand(argument: str, pattern: Pattern, steps: int) -> tuple[int, ...]:

@@ -201,10 +201,11 @@ def sunspots(
     """
     patterns, steps = positive_integer("patterns", patterns), positive_integer("steps", steps)
     lags, stride = positive_integer("lags", lags), positive_integer("stride", stride)
+    first_year = positive_integer("first_year", first_year)
     data = sunspot_numbers.load_pandas().data
     years, counts = data["YEAR"].to_numpy(), data["SUNACTIVITY"].to_numpy(dtype=np.float64)
     series = (counts - counts.mean()) / counts.std()
-    offset = positive_integer("first_year", first_year) - int(years[0])
+    offset = first_year - int(years[0])
     last = offset + (patterns - 1) * stride + lags + steps
     if offset < 0 or last > series.size:
         raise InputError(

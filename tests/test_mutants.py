@@ -106,7 +106,7 @@ def exchanged_masks(labels):
 
 def without_log_determinant(kernel, at, given):
     _, scaled = preactivations._whitened_targets(kernel, given)
-    return -at.net.width / 2 * (scaled**2).sum()
+    return -at.width / 2 * (scaled**2).sum()
 
 
 def everywhere(name, function):

@@ -204,7 +204,7 @@ def _outputs_given_kernel(
             chi = np.sqrt(2 * np.asarray(jax.random.gamma(key_chi, freedom / 2)))
         noise[:, rank:] = np.tril(noise[:, rank:], -1) + np.diag(chi)
     activities = _new_activities(h.reshape(steps, patterns, columns), noise, network, task, new)
-    at = _coordinates(network, task)
+    at = preactivations.coordinates(network)
     with jax.enable_x64(True):
         v = _draw_readout(key_readout, jnp.asarray(h.reshape(steps, patterns, -1)), at, given)
     return _readout(np.asarray(v), activities, network)
@@ -274,11 +274,6 @@ def _readout(v: Floats, activities: Floats, network: Network) -> Floats:
 def _phi(h: Floats, network: Network) -> Floats:
     with jax.enable_x64(True):
         return np.asarray(network.phi(jnp.asarray(h)), np.float64)
-
-
-def _coordinates(network: Network, task: Task) -> preactivations.Coordinates:
-    # Drawing the readout needs no pivots.
-    return preactivations.Coordinates(weight_model.structure(network, task.shape[0]), ())
 
 
 _draw_readout = jax.jit(preactivations.draw_readout, static_argnums=2)

@@ -25,11 +25,11 @@ from bayeskernel.inference.preactivations import Coordinates, Data
 
 def check(at: Coordinates) -> None:
     """Refuse networks whose kernels do not have a density of this form."""
-    if at.net.phi.name != "linear":
+    if at.phi.name != "linear":
         raise InputError("space", "'weights' or 'preactivations' unless phi is linear", "'kernels'")
-    if at.net.width < at.rank:
+    if at.width < at.rank:
         raise InputError(
-            "width", f"at least the rank {at.rank} of the kernel for space='kernels'", at.net.width
+            "width", f"at least the rank {at.rank} of the kernel for space='kernels'", at.width
         )
 
 
@@ -66,4 +66,4 @@ def draw_prior(rng_key: jax.Array, at: Coordinates) -> dict[str, jax.Array]:
 
 
 def _degrees_of_freedom(at: Coordinates) -> jax.Array:
-    return jnp.asarray(at.net.width - np.arange(at.rank), float)
+    return jnp.asarray(at.width - np.arange(at.rank), float)

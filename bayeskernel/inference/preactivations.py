@@ -27,7 +27,7 @@ import numpyro.distributions as dist
 from jax.scipy.linalg import cho_solve, solve_triangular
 from numpy.typing import NDArray
 
-from bayeskernel.inference.weights import Structure
+from bayeskernel.activations import Activation
 from bayeskernel.kernels import (
     KernelMap,
     Supervision,
@@ -52,13 +52,15 @@ class Coordinates(NamedTuple):
 
     Attributes
     ----------
-    net
-        Width, activation, sharing, scaling.
+    width, phi, mean_field
+        Width, activation and scaling of the network.
     pivots
         For every step the patterns whose innovations are linearly independent.
     """
 
-    net: Structure
+    width: int
+    phi: Activation
+    mean_field: bool
     pivots: tuple[tuple[int, ...], ...]
 
     @property
@@ -67,11 +69,26 @@ class Coordinates(NamedTuple):
         return sum(len(p) for p in self.pivots)
 
 
+def coordinates(network: Network, pivots: tuple[tuple[int, ...], ...] = ()) -> Coordinates:
+    """Collect the static part of a network; drawing a readout needs no pivots."""
+    mean_field = network.scaling == "mean_field"
+    return Coordinates(network.width, network.phi, mean_field, pivots)
+
+
 class Data(NamedTuple):
-    """What can change without compiling again: definitions of K and S, supervised targets."""
+    """What can change without compiling again, sharing included.
+
+    Attributes
+    ----------
+    map_, supervised
+        Definitions of K and S, supervised targets.
+    readout
+        Label of the readout weights of every step, shape (T,).
+    """
 
     map_: KernelMap
     supervised: Supervision
+    readout: jax.Array
 
 
 def data(network: Network, task: Task) -> Data:
@@ -81,6 +98,7 @@ def data(network: Network, task: Task) -> Data:
     return Data(
         map_,
         Supervision(given.sites, *(jnp.asarray(a, float) for a in given[1:])),  # type: ignore[arg-type]
+        jnp.asarray(network.labels(task.shape[0]).readout),
     )
 
 
@@ -118,9 +136,9 @@ def unfold(z: jax.Array, at: Coordinates, given: Data) -> tuple[jax.Array, jax.A
         )
         sites += [own.start + a for a in pivots]
         used += count
-        activities.append(at.net.phi(h))
+        activities.append(at.phi(h))
         # Plain products of matrices: contractions over more axes cost XLA three times as much.
-        overlaps = activities[-1] @ jnp.concatenate(activities).T / at.net.width
+        overlaps = activities[-1] @ jnp.concatenate(activities).T / at.width
         out.append(h)
         lower.append(jnp.pad(overlaps, ((0, 0), (0, (steps - t - 1) * patterns))))
     blocks = jnp.concatenate(lower)
@@ -205,7 +223,7 @@ def pivoted_cholesky(covariance: Floats, smallest: Floats) -> tuple[list[int], F
 def log_evidence(kernel: jax.Array, at: Coordinates, given: Data) -> jax.Array:
     """Ln p(y | C): sum over outputs of N(y_o; 0, S_o / N), up to constants of the noise."""
     factors, scaled = _whitened_targets(kernel, given)
-    count = at.net.width if at.net.mean_field else 1
+    count = at.width if at.mean_field else 1
     log_det = jnp.sum(jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)))
     return -count / 2 * jnp.sum(scaled**2) - log_det
 
@@ -218,7 +236,7 @@ def _whitened_targets(kernel: jax.Array, given: Data) -> tuple[jax.Array, jax.Ar
 
 def model(at: Coordinates, given: Data) -> None:
     """Define the NumPyro model: z of shape (rank, N), and the evidence of its kernel."""
-    z = numpyro.sample("z", dist.Normal(0, 1).expand((at.rank, at.net.width)).to_event(2))
+    z = numpyro.sample("z", dist.Normal(0, 1).expand((at.rank, at.width)).to_event(2))
     _, kernel = unfold(z, at, given)
     numpyro.deterministic("kernel", kernel)
     numpyro.factor("targets", log_evidence(kernel, at, given))
@@ -226,38 +244,39 @@ def model(at: Coordinates, given: Data) -> None:
 
 def kernel_of(activities: jax.Array, at: Coordinates) -> jax.Array:
     """C of shape (T, P, T, P); activities may be given in fewer columns than units, see kernel_space."""
-    return representational_kernel(activities) * (activities.shape[-1] / at.net.width)
+    return representational_kernel(activities) * (activities.shape[-1] / at.width)
 
 
 def draw_readout(
     rng_key: jax.Array, activities: jax.Array, at: Coordinates, given: Data
 ) -> jax.Array:
-    """Draw readout weights v given activities (T, P, N) and targets; shape (labels, O, N).
+    """Draw readout weights v given activities (T, P, N) and targets; shape (T, O, N), one row a label.
 
     Matheron's rule: a prior draw, corrected by what it misses of the targets,
     v_l = v0_l + c sum_{supervised (t,a), label l} [S^-1 (y - y0)]_(t,a) phi[t,a], with c = sv^2 in
-    mean-field and sv^2 / sqrt(N) in standard scaling.
+    mean-field and sv^2 / sqrt(N) in standard scaling. Rows beyond the number of labels are not used: with
+    as many as steps, all sharing patterns run the same code.
     """
-    patterns, columns = activities.shape[1:]
-    labels, given_at = np.array(at.net.labels.readout), given.supervised
+    steps, patterns, columns = activities.shape
+    given_at = given.supervised
     key_readout, key_noise = jax.random.split(rng_key)
     variance = given.map_.readout[0, 0, 0, 0]
-    shape = (max(labels) + 1, given_at.targets.shape[1], columns)
+    shape = (steps, given_at.targets.shape[1], columns)
     v0 = jnp.sqrt(variance) * jax.random.normal(key_readout, shape, activities.dtype)
-    site_labels = jnp.asarray(labels)[given_at.sites // patterns]
+    site_labels = given.readout[given_at.sites // patterns]
     at_sites = activities.reshape(-1, columns)[given_at.sites]
-    f0 = outputs(v0, activities, at).reshape(-1, shape[1])[given_at.sites]
-    temperature = given.map_.noise / (at.net.width if at.net.mean_field else 1)
+    f0 = outputs(v0, activities, at, given).reshape(-1, shape[1])[given_at.sites]
+    temperature = given.map_.noise / (at.width if at.mean_field else 1)
     y0 = f0 + jnp.sqrt(temperature) * jax.random.normal(key_noise, f0.shape, f0.dtype)
     factors, _ = _whitened_targets(kernel_of(activities, at), given)
     missed = (given_at.mask * (given_at.targets - y0)).T
     dual = jax.vmap(lambda L, b: cho_solve((L, True), b))(factors, missed).T * given_at.mask
-    gain = variance if at.net.mean_field else variance / np.sqrt(at.net.width)
+    gain = variance if at.mean_field else variance / np.sqrt(at.width)
     change = dual[:, :, None] * at_sites[:, None, :]
-    return v0 + gain * jax.ops.segment_sum(change, site_labels, shape[0])
+    return v0 + gain * jax.ops.segment_sum(change, site_labels, steps)
 
 
-def outputs(v: jax.Array, activities: jax.Array, at: Coordinates) -> jax.Array:
-    """F of shape (T, P, O) from readout weights (labels, O, N)."""
-    norm = at.net.width if at.net.mean_field else np.sqrt(at.net.width)
-    return jnp.einsum("tai,toi->tao", activities, v[np.array(at.net.labels.readout)]) / norm
+def outputs(v: jax.Array, activities: jax.Array, at: Coordinates, given: Data) -> jax.Array:
+    """F of shape (T, P, O) from readout weights (T, O, N), one row a label."""
+    norm = at.width if at.mean_field else np.sqrt(at.width)
+    return jnp.einsum("tai,toi->tao", activities, v[given.readout]) / norm

@@ -54,6 +54,10 @@ def to_datatree(
     """
     draws = dict(draws)
     stats = {name: draws.pop(name) for name in _STATS if name in draws}
+    if "readout_weights" in draws:
+        # Samplers that serve every sharing pattern store a row a step.
+        used = network.labels(task.shape[0]).counts[2]
+        draws["readout_weights"] = draws["readout_weights"][:, :, :used]
     draws["preactivation_kernel"] = _preactivation_kernel(draws["kernel"], network, task)
     groups = {group: _dataset(draws)}
     if stats:

@@ -183,29 +183,30 @@ def _choose(space: str, network: Network, task: Task, keep: tuple[str, ...]) -> 
     if space == "weights" or (space == "auto" and "weights" in keep):
         reason = "as asked" if space == "weights" else "weights are to be kept"
         return _Choice("weights", reason, net, weights.data(network, task))
-    at = preactivations.Coordinates(
-        net, preactivations.find_pivots(jax.random.key(0), network, task)
-    )
+    pivots = preactivations.find_pivots(jax.random.key(0), network, task)
+    at = preactivations.coordinates(network, pivots)
     if space != "auto":
         name, reason = space, "as asked"
     else:
-        name, reason = _smallest(at, task, keep)
+        name, reason = _smallest(net, at, task, keep)
     if name == "weights":
         return _Choice(name, reason, net, weights.data(network, task))
     with jax.enable_x64(name == "kernels" or _double()):
         return _Choice(name, reason, at, preactivations.data(network, task))
 
 
-def _smallest(at: preactivations.Coordinates, task: Task, keep: tuple[str, ...]) -> tuple[str, str]:
-    if at.net.width < at.rank:
-        reason = f"fewer units than independent sites ({at.net.width} < {at.rank})"
+def _smallest(
+    net: weights.Structure, at: preactivations.Coordinates, task: Task, keep: tuple[str, ...]
+) -> tuple[str, str]:
+    if at.width < at.rank:
+        reason = f"fewer units than independent sites ({at.width} < {at.rank})"
         return "weights", f"{reason}: kernels are nearly singular"
-    shapes = weights.site_shapes(at.net, task.shape[2], task.shape[3]).values()
+    shapes = weights.site_shapes(net, task.shape[2], task.shape[3]).values()
     count = {
         "weights": sum(int(np.prod(shape)) for shape in shapes),
-        "preactivations": at.rank * at.net.width,
+        "preactivations": at.rank * at.width,
     }
-    if at.net.phi.name == "linear" and not keep:
+    if at.phi.name == "linear" and not keep:
         count["kernels"] = at.rank * (at.rank + 1) // 2
     best = min(count, key=lambda name: count[name])
     sizes = ", ".join(f"{name} {n}" for name, n in count.items())

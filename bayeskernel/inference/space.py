@@ -67,14 +67,14 @@ def preactivation_space(at: Coordinates) -> Space:
     """The posterior over pre-activations (docs/theory, section 2H)."""
 
     def draw_prior(rng_key: jax.Array, given: preactivations.Data) -> Position:
-        shape = (at.rank, at.net.width)
+        shape = (at.rank, at.width)
         return {"z": jax.random.normal(rng_key, shape, given.map_.input.dtype)}
 
     def observe(
         rng_key: jax.Array, z: Position, given: preactivations.Data, keep: tuple[str, ...]
     ) -> Values:
         h = preactivations.preactivations(z["z"], at, given)
-        values, readout = _with_readout(rng_key, at.net.phi(h), at, given)
+        values, readout = _with_readout(rng_key, at.phi(h), at, given)
         return values | ({"preactivation": h, "readout_weights": readout} if keep else {})
 
     return Space(partial(preactivations.model, at), draw_prior, observe, ("preactivations",))
@@ -102,5 +102,5 @@ def _with_readout(
     rng_key: jax.Array, activities: jax.Array, at: Coordinates, given: preactivations.Data
 ) -> tuple[Values, jax.Array]:
     readout = preactivations.draw_readout(rng_key, activities, at, given)
-    output = preactivations.outputs(readout, activities, at)
+    output = preactivations.outputs(readout, activities, at, given)
     return {"kernel": preactivations.kernel_of(activities, at), "output": output}, readout

@@ -84,6 +84,8 @@ _FLAT = 1e-6
 Progress = Callable[[str, int, float], None]
 
 
+# Numbers out of range end in a status.
+@np.errstate(over="ignore", invalid="ignore")
 def minimise(
     start: Floats,
     problem: LinearProblem,

@@ -173,9 +173,8 @@ def setting(name: str, given: Case) -> Setting:
             return z
 
         return Setting(weight_space(net), weight_data, weight_position)
-    at = preactivations.Coordinates(
-        net, preactivations.find_pivots(jax.random.key(0), network, task)
-    )
+    pivots = preactivations.find_pivots(jax.random.key(0), network, task)
+    at = preactivations.coordinates(network, pivots)
     arrays = preactivations.data(network, task)
     given_at = arrays.supervised
 

@@ -7,7 +7,7 @@ import pytest
 from numpyro.infer.util import log_density
 
 import bayeskernel as bk
-from bayeskernel.inference import kernel_space, weights
+from bayeskernel.inference import kernel_space
 from bayeskernel.inference import preactivations as pre
 
 from . import references
@@ -31,7 +31,7 @@ def test_density_is_its_closed_form(sharing, scaling, width, double):
     """-ln p(C) = N F0(C) + (d + 1)/2 ln det C - ln p(y|C), in the sampler's coordinates by Jacobian."""
     task = bk.Task(np.random.default_rng(0).normal(size=(3, 1, 2)), [[np.nan], [0.3], [1.5]])
     network = bk.Network(width, "linear", sharing, scaling=scaling, noise=0.4, recurrent_std=1.1)
-    at = pre.Coordinates(weights.structure(network, 3), ((0,), (0,), (0,)))
+    at = pre.coordinates(network, ((0,), (0,), (0,)))
     given = pre.data(network, task)
     K, S = references.kernel_maps(network, task, sharing)
     rows, columns = np.tril_indices(3, -1)
@@ -69,7 +69,7 @@ def test_density_is_its_closed_form(sharing, scaling, width, double):
 def test_prior_draws_have_bartletts_distribution(double):
     """B B^T / N is Wishart: mean one, variances 2/N and 1/N."""
     network = bk.Network(20, "linear")
-    at = pre.Coordinates(weights.structure(network, 3), ((0,), (0,), (0,)))
+    at = pre.coordinates(network, ((0,), (0,), (0,)))
     draw = jax.vmap(lambda k: kernel_space.factor(kernel_space.draw_prior(k, at), at))
     count = 40_000
     B = np.asarray(draw(jax.random.split(jax.random.key(0), count)))

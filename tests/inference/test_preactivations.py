@@ -9,7 +9,7 @@ from scipy.stats import norm
 
 import bayeskernel as bk
 from bayeskernel.inference import preactivations as pre
-from bayeskernel.inference import rotation, weights
+from bayeskernel.inference import rotation
 
 from . import references
 
@@ -18,8 +18,7 @@ SCALES = {"input_std": 0.7, "recurrent_std": 1.3, "readout_std": 1.2, "noise": 0
 
 
 def coordinates(network, task):
-    pivots = pre.find_pivots(jax.random.key(0), network, task)
-    return pre.Coordinates(weights.structure(network, task.shape[0]), pivots)
+    return pre.coordinates(network, pre.find_pivots(jax.random.key(0), network, task))
 
 
 @pytest.mark.parametrize("scaling", ["mean_field", "standard"])
