@@ -21,6 +21,7 @@ from bayeskernel.meanfield.saddle import (
     Point,
     completed,
     expand,
+    laws,
     moved_by,
     units,
 )
@@ -30,7 +31,7 @@ from bayeskernel.meanfield.single_unit import (
     Grid,
     activity,
     grid,
-    log_normaliser_variance,
+    log_normaliser,
     particles_at,
     prior_particles,
     renew,
@@ -299,21 +300,29 @@ def polish(
     residual = at.residual
     point, problem = completed(point, problem, every_entry), every_entry
     at = expand(point, problem, noise=True)
-    return Solution(
-        point,
-        at,
-        at.value,
-        residual,
-        float(np.linalg.eigvalsh(at.reduced)[0]),
-        _error(at),
-        np.sqrt(
-            sum(
-                log_normaliser_variance(c, u)
-                for c, u in zip(point.clouds, units(point, problem), strict=True)
-            )
-        ),
-        status,
-    )
+    # The solution moves by -response of the noise of the slopes.
+    response = np.asarray(np.linalg.solve(at.hessian, at.noise), np.float64)
+    value, error = _free_energy(point, at, response, problem, rng.spawn(1)[0])
+    curvature = float(np.linalg.eigvalsh(at.reduced)[0])
+    return Solution(point, at, value, residual, curvature, _error(at, response), error, status)
+
+
+def _free_energy(
+    point: Point, at: Expansion, response: Floats, problem: Problem, rng: np.random.Generator
+) -> tuple[float, float]:
+    """F and its standard error.
+
+    F is stationary, so noise n of the slopes enters as n^T H^-1 n / 2 only, whose mean is taken off; what is
+    left to know well is ln Z at these kernels.
+    """
+    found = [
+        log_normaliser(cloud, unit, rng)
+        for cloud, unit in zip(point.clouds, units(point, problem), strict=True)
+    ]
+    pairs = zip(laws(point, problem), found, strict=True)
+    value = at.value + sum(own.log_normaliser - better for own, (better, _) in pairs)
+    variance = sum(variance for _, variance in found) + np.trace(response @ response) / 2
+    return float(value - np.trace(response) / 2), float(np.sqrt(variance))
 
 
 def _failed(
@@ -336,9 +345,8 @@ def _snapshots(problem: Problem) -> int:
     return int(np.clip(_STATISTICS // (most * _particles(problem)), *_SNAPSHOTS))
 
 
-def _error(at: Expansion) -> Floats:
-    """Covariance of m: the solution moves by -H^-1 times the noise of the slopes."""
-    k, hessian = at.unit.shape[1], at.hessian
-    response = np.linalg.solve(hessian, at.noise)
-    covariance = np.linalg.solve(hessian, response.T)[:k, :k]
+def _error(at: Expansion, response: Floats) -> Floats:
+    """Covariance of m, from H^-1 times the covariance of the slopes' noise."""
+    k = at.unit.shape[1]
+    covariance = np.linalg.solve(at.hessian, response.T)[:k, :k]
     return np.asarray(at.unit @ covariance @ at.unit.T)

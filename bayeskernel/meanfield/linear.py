@@ -152,8 +152,6 @@ def _found(points: list[Stationary], problem: LinearProblem, symmetry: SignSymme
         np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.map_)),
         _conjugate(kernel, problem),
         np.asarray(mean_output(jnp.asarray(kernel), problem)),
-        np.zeros_like(kernel),
-        0.0,
         LinearTheory(problem, kernel),
     )
 
@@ -164,7 +162,14 @@ def _kernel_of(Q: Floats, problem: LinearProblem) -> Floats:
 
 def _branch(point: Stationary, kernel: Floats) -> Branch:
     return Branch(
-        kernel, point.free_energy, point.residual, point.curvature, is_stable(point), point.status
+        kernel,
+        point.free_energy,
+        point.residual,
+        point.curvature,
+        is_stable(point),
+        point.status,
+        np.zeros_like(kernel),
+        0.0,
     )
 
 

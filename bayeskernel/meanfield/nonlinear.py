@@ -222,8 +222,6 @@ def _found(
         np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.data.map_)),
         matrix(best.point.conjugate, driven).reshape(kernel.shape),
         np.asarray(mean_output(jnp.asarray(kernel), problem.data)),
-        standard_error(best, driven).reshape(kernel.shape),
-        float(best.free_energy_error),
         NonlinearTheory(network, task, problem, driven, best),
     )
 
@@ -276,11 +274,14 @@ def _canonical(solution: Solution, problem: Problem, symmetry: SignSymmetry) -> 
 
 
 def _branch(solution: Solution, problem: Problem) -> Branch:
+    kernel = kernel_of(solution.point, problem)
     return Branch(
-        kernel_of(solution.point, problem),
+        kernel,
         solution.free_energy,
         solution.residual,
         solution.curvature,
         solution.curvature >= -FLAT,
         solution.status,
+        standard_error(solution, problem).reshape(kernel.shape),
+        solution.free_energy_error,
     )

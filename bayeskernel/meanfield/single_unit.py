@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
-from scipy.special import logsumexp
+from scipy.special import logsumexp, ndtri
+from scipy.stats.qmc import Sobol
 
 from bayeskernel.activations import Activation
 
@@ -38,6 +39,8 @@ _GRID_REACH = 6.5
 # Kicks of one transition, and how long its trajectory may be: three eighths of the prior's period.
 _KICKS = 12
 _LONGEST = 0.75 * np.pi
+# Quasi-random points of one estimate of ln Z, and independent scramblings that tell its error.
+_POINTS, _SCRAMBLINGS = 2**15, 16
 
 
 class Pairs(NamedTuple):
@@ -308,6 +311,34 @@ def log_normaliser_variance(cloud: Cloud, unit: Unit) -> float:
         return 0.0
     effective = law(cloud, unit).effective
     return cloud.variance + (1 / effective - 1) / len(cloud.z)
+
+
+def log_normaliser(cloud: Cloud, unit: Unit, rng: np.random.Generator) -> tuple[float, float]:
+    """Ln Z and its variance, by the better of the cloud's own history and an estimate from scratch.
+
+    The latter weighs scrambled Sobol points from the Gaussian of covariance <h h^T>, nowhere narrower than K.
+    """
+    at, own = law(cloud, unit), log_normaliser_variance(cloud, unit)
+    if own == 0:
+        return at.log_normaliser, own
+    h = at.h[:, unit.sites.pivots]
+    factor = np.linalg.cholesky(unit.K)
+    half = solve_triangular(factor, (h * at.weights[:, None]).T @ h, lower=True)
+    stretch, axes = np.linalg.eigh(solve_triangular(factor, half.T, lower=True))
+    stretch = np.maximum(stretch, 1)
+    root = unit.sites.spread @ factor @ axes * np.sqrt(stretch)
+    estimates = []
+    for _ in range(_SCRAMBLINGS):
+        points = Sobol(len(factor), rng=rng).random(_POINTS)
+        u = ndtri(np.clip(points, 1e-15, 1 - 1e-15))
+        tilt = _weigh(activity(unit.phi, u @ root.T), unit.Ct)
+        log_weights = tilt + u**2 @ (1 - stretch) / 2 + np.sum(np.log(stretch)) / 2
+        estimates.append(float(logsumexp(log_weights)) - np.log(_POINTS))
+    spread = np.exp(np.array(estimates) - max(estimates))
+    variance = float(np.var(spread, ddof=1) / np.mean(spread) ** 2 / _SCRAMBLINGS)
+    if not variance < own:
+        return at.log_normaliser, own
+    return max(estimates) + float(np.log(np.mean(spread))), variance
 
 
 @partial(jax.jit, static_argnums=0)

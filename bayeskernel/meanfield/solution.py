@@ -34,6 +34,8 @@ class Branch(NamedTuple):
         Whether the branch is a minimum of F.
     result
         How the solver ended.
+    monte_carlo_error, free_energy_error
+        As in `MeanField`.
     """
 
     kernel: Floats
@@ -42,6 +44,8 @@ class Branch(NamedTuple):
     curvature: float
     stable: bool
     result: Status
+    monte_carlo_error: Floats
+    free_energy_error: float
 
 
 class Theory(Protocol):
@@ -69,6 +73,4 @@ class Found(NamedTuple):
     preactivation_kernel: Floats
     conjugate: Floats
     output: Floats
-    monte_carlo_error: Floats
-    free_energy_error: float
     theory: Theory

@@ -13,16 +13,20 @@ The untied solution loses stability where the lowest eigenvalue crosses zero.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import block_diag, eigh, pinvh
-from scipy.optimize import bisect, brentq, minimize_scalar
+from scipy.optimize import brentq, minimize_scalar
 
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.kernels import coherence, kernel_map, supervision
+from bayeskernel.meanfield.free_energy import Data, data_energy
 from bayeskernel.meanfield.problem import coupled_steps
+from bayeskernel.meanfield.solution import Branch
 from bayeskernel.meanfield.solve import MeanField, solve, solve_branches
 from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
@@ -35,7 +39,7 @@ _FIRST, _RATIO, _LAST = 0.05, 1.25, 60.0
 _BELOW = 0.98
 _INCOHERENT, _SIGMAS = 0.02, 5.0
 # Relative accuracy of the coexistence, and how close to the spinodal it is looked for.
-_COEXISTENCE, _UNDER = 1e-4, 1e-6
+_COEXISTENCE, _UNDER, _MAX_STEPS = 1e-4, 1e-6, 20
 _NULL = 1e-9
 
 
@@ -53,8 +57,8 @@ class CriticalSignal:
         Signal at which the untied solution loses stability for the shared network; NaN for a crossover.
     coexistence
         Signal at which both branches have the same free energy: the spinodal itself where the
-        transition is continuous, below it where it is discontinuous; NaN for a crossover, and where
-        more than three nonlinear sites are correlated: the free energies of particles are too noisy.
+        transition is continuous, below it where it is discontinuous; NaN for a crossover and where the
+        order is unresolved.
     order
         "continuous"; "discontinuous"; "unresolved" where noise of particles hides which of the two; or
         "crossover" where weight sharing acts at any signal because no symmetry protects independent steps.
@@ -62,6 +66,8 @@ class CriticalSignal:
         For a crossover the signal of least curvature of the free energy; otherwise NaN.
     direction
         Unstable direction of C at the spinodal, unit norm, shape (T, P, T, P); None for a crossover.
+    coexistence_error
+        Standard error of the coexistence from sampling inside the solver, zero where nothing was sampled.
     """
 
     spinodal: float
@@ -69,6 +75,7 @@ class CriticalSignal:
     order: str
     crossover: float
     direction: Floats | None
+    coexistence_error: float = 0.0
 
 
 def critical_signal(
@@ -109,17 +116,19 @@ def critical_signal(
     sampled = bool(np.any(_raised(untied, task.scaled(low), rng_key).monte_carlo_error))
     spinodal = float(brentq(lowest, low, high, xtol=(1e-3 if sampled else 1e-9) * low, rtol=1e-10))
     _, direction = seen[min(seen, key=lambda s: abs(s - spinodal))]
+    nan = float("nan")
     below = solve(network, task.scaled(_BELOW * spinodal), rng_key)
-    gap = _gap(below, _BELOW * spinodal)
-    if gap == np.inf:
-        coexistence, order = spinodal, "continuous"
-    elif not np.any(below.monte_carlo_error):
-        coexistence = _coexistence(network, task, spinodal, rng_key, gap)
-        order = "discontinuous"
-    else:
-        coexistence = float("nan")
-        order = "discontinuous" if _beyond_noise(below) else "unresolved"
-    return CriticalSignal(spinodal, coexistence, order, float("nan"), direction)
+    stable = [branch for branch in below.branches if branch.stable]
+    if not stable:
+        raise NoTransitionError(
+            f"no stable solution was found at {_BELOW * spinodal:.4g} times the targets"
+        )
+    if (gap := _gap(below, _BELOW * spinodal, rng_key)) is not None:
+        coexistence, error = _coexistence(network, task, spinodal, rng_key, gap)
+        return CriticalSignal(spinodal, coexistence, "discontinuous", nan, direction, error)
+    if any(_largest_coherence(branch.kernel) >= _INCOHERENT for branch in stable):
+        return CriticalSignal(spinodal, nan, "unresolved", nan, direction)
+    return CriticalSignal(spinodal, spinodal, "continuous", nan, direction)
 
 
 def tied_only_curvature(network: Network, untied: MeanField) -> tuple[float, Floats]:
@@ -195,40 +204,68 @@ def _raised(network: Network, task: Task, rng_key: jax.Array | None) -> MeanFiel
     return solve_branches(network, task, rng_key, 1e-10, 200, None, every_branch=False)
 
 
-def _gap(theory: MeanField, signal: float) -> float:
-    """F of the coherent branch minus F of the incoherent one; infinite where one is missing."""
-    lowest = {True: np.inf, False: np.inf}
+def _coherent(theory: MeanField) -> Branch | None:
+    """The stable branch of lowest F among those whose steps are correlated beyond doubt."""
+    apart = ~np.eye(len(theory.kernel), dtype=bool)[:, None, :, None]
     for branch in theory.branches:
-        if branch.stable:
-            kind = _largest_coherence(branch.kernel) >= _INCOHERENT
-            lowest[kind] = min(lowest[kind], branch.free_energy)
-    if not min(lowest.values()) < np.inf:
-        raise NoTransitionError(f"no stable solution was found at {signal:.4g} times the targets")
-    return lowest[True] - lowest[False]
+        sure = np.abs(branch.kernel) > _SIGMAS * branch.monte_carlo_error
+        if (
+            branch.stable
+            and np.any(apart & sure)
+            and _largest_coherence(branch.kernel) >= _INCOHERENT
+        ):
+            return branch
+    return None
 
 
-def _beyond_noise(theory: MeanField) -> bool:
-    """Whether some correlation of steps is beyond doubt; close to a transition errors are large."""
-    steps = len(theory.kernel)
-    apart = ~np.eye(steps, dtype=bool)[:, None, :, None]
-    doubt = _SIGMAS * theory.monte_carlo_error
-    return bool(np.any(apart & (doubt > 0) & (np.abs(theory.kernel) > doubt)))
+class _Gap(NamedTuple):
+    """F of the coherent branch minus F of the incoherent one, its error, and its slope in the signal."""
+
+    value: float
+    error: float
+    slope: float
+
+
+def _gap(theory: MeanField, signal: float, rng_key: jax.Array | None) -> _Gap | None:
+    """None where no coherent branch was found."""
+    network, task, coherent = theory.network, theory.task, _coherent(theory)
+    if coherent is None:
+        return None
+    # Where steps are independent sharing does not act.
+    untied = _raised(replace(network, sharing="untied"), task, rng_key).branches[0]
+    with jax.enable_x64(True):
+        data = Data(kernel_map(network, task), supervision(task))
+        energies = [float(data_energy(jnp.asarray(b.kernel), data)) for b in (coherent, untied)]
+    return _Gap(
+        coherent.free_energy - untied.free_energy,
+        float(np.hypot(coherent.free_energy_error, untied.free_energy_error)),
+        # Both are stationary, so only the explicit s^2 of the data's energy counts.
+        2 * (energies[0] - energies[1]) / signal,
+    )
 
 
 def _coexistence(
-    network: Network, task: Task, spinodal: float, rng_key: jax.Array | None, found: float
-) -> float:
-    """Where the coherent branch has the free energy of the other; ``found`` is their gap at `_BELOW`."""
+    network: Network, task: Task, spinodal: float, rng_key: jax.Array | None, begin: _Gap
+) -> tuple[float, float]:
+    """Where the coherent branch has the free energy of the other, by Newton's method, and its error.
 
-    def gap(signal: float) -> float:
-        return _gap(solve(network, task.scaled(signal), rng_key), signal)
-
-    low, high = _BELOW * spinodal, spinodal
-    while found < 0:
-        low, high = _BELOW * low, low
-        found = gap(low)
-    # Bisection looks at signs alone, so an end of the coherent branch counts as its loss.
-    return float(bisect(gap, low, high * (1 - _UNDER), rtol=_COEXISTENCE))
+    ``begin`` is their gap at `_BELOW` times the spinodal.
+    """
+    signal, gap = _BELOW * spinodal, begin
+    for _ in range(_MAX_STEPS):
+        step, error = -gap.value / gap.slope, -gap.error / gap.slope
+        if abs(step) <= max(_COEXISTENCE * signal, error):
+            return float(signal + step), float(error)
+        trial = min(signal + step, (1 - _UNDER) * spinodal)
+        found = _gap(solve(network, task.scaled(trial), rng_key), trial, rng_key)
+        while found is None and abs(trial - signal) > _UNDER * signal:
+            # The coherent branch ends below the coexistence; a step beyond its end is too long.
+            trial = (signal + trial) / 2
+            found = _gap(solve(network, task.scaled(trial), rng_key), trial, rng_key)
+        if found is None:
+            break
+        signal, gap = trial, found
+    return float("nan"), float("nan")
 
 
 def _largest_coherence(kernel: Floats) -> float:

@@ -110,7 +110,8 @@ def test_grid_and_particles_agree(activation, monkeypatch):
     assert np.linalg.norm(error) < 0.01 * np.linalg.norm(exact.kernel)
     assert np.abs((sampled.kernel - exact.kernel) / error).max() < 5
     off = abs(sampled.free_energy - exact.free_energy)
-    assert off < 5 * sampled.free_energy_error < 0.02 * exact.free_energy * 5
+    # The weights that particles gather on their way leave 0.2 to 1 %; ln Z from scratch leaves 1e-5.
+    assert off < 5 * sampled.free_energy_error < 5e-4 * exact.free_energy
     again = bk.solve(network, ENDPOINT)
     assert np.array_equal(again.kernel, sampled.kernel)
     other = bk.solve(network, ENDPOINT, jax.random.key(3))

@@ -91,14 +91,29 @@ def test_unshared_networks_have_none():
 
 
 @pytest.mark.slow
-def test_a_jump_whose_coexistence_particles_cannot_tell():
-    """Noise of particles is not coherence, and free energies within their errors are not compared."""
+@pytest.mark.parametrize("steps", [6, 8])
+def test_particles_find_the_coexistence_of_linear_networks(steps):
+    """phi = x as a user's function goes to the solver for any activation."""
+    task = bk.tasks.endpoint([[1.0]], [1.0], steps)
+    exact = bk.critical_signal(bk.Network(64, "linear", noise=0.1), task)
+    found = bk.critical_signal(bk.Network(64, lambda x: x, noise=0.1), task)
+    assert found.order == exact.order == "discontinuous"
+    assert found.spinodal == pytest.approx(exact.spinodal, rel=1e-6)
+    assert 0 < found.coexistence_error < 0.005 * exact.coexistence
+    assert abs(found.coexistence - exact.coexistence) < 5 * found.coexistence_error
+    assert found.coexistence < exact.spinodal - 5 * found.coexistence_error
+
+
+@pytest.mark.slow
+def test_noise_of_particles_is_not_coherence():
+    """From six steps on erf networks jump; at five, coherence within its noise is called unresolved."""
     network = bk.Network(64, "erf", noise=0.1)
-    for steps, spinodal, orders in (
-        (6, 0.4729, ["discontinuous"]),
-        (4, 0.8002, ["unresolved", "discontinuous"]),
-    ):
-        found = bk.critical_signal(network, bk.tasks.endpoint([[1.0]], [1.0], steps))
-        assert found.spinodal == pytest.approx(spinodal, abs=5e-4)
-        assert found.order in orders
-        assert np.isnan(found.coexistence)
+    jump = bk.critical_signal(network, bk.tasks.endpoint([[1.0]], [1.0], 6))
+    assert jump.spinodal == pytest.approx(0.4729, abs=5e-4)
+    assert jump.order == "discontinuous"
+    assert jump.coexistence_error < 1e-3
+    assert jump.coexistence < jump.spinodal - 5 * jump.coexistence_error
+    small = bk.critical_signal(network, bk.tasks.endpoint([[1.0]], [1.0], 4))
+    assert small.spinodal == pytest.approx(0.8002, abs=5e-4)
+    assert small.order == "unresolved"
+    assert np.isnan(small.coexistence)
