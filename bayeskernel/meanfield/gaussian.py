@@ -79,13 +79,13 @@ LARGE = 100
 _DENSE_COORDINATES = 500
 _KRYLOV = 30
 _RITZ_ACCURACY = 0.02
+# Descents before the search for branches ends: where rounding errors rule saddles lead to saddles without end.
+_MOST_DESCENTS = 32
 # Curvature above -this is stable within the solver's accuracy.
 _FLAT = 1e-6
 Progress = Callable[[str, int, float], None]
 
 
-# Numbers out of range end in a status.
-@np.errstate(over="ignore", invalid="ignore")
 def minimise(
     start: Floats,
     problem: LinearProblem,
@@ -162,7 +162,9 @@ def all_branches(
         As in `minimise`.
     """
     queue, found = list(starts), list[Stationary]()
-    while queue:
+    for _ in range(_MOST_DESCENTS):
+        if not queue:
+            break
         start = approach(queue.pop(0), problem, progress)
         if start.shape[0] > LARGE and any(same(start, other.Q) for other in found):
             continue

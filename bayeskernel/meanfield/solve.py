@@ -232,6 +232,8 @@ def solve(
     return solve_branches(network, task, rng_key, tolerance, max_steps, progress, every_branch=True)
 
 
+# Numbers out of range end in a status.
+@np.errstate(over="ignore", invalid="ignore")
 def solve_branches(
     network: Network,
     task: Task,
