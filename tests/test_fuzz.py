@@ -163,7 +163,8 @@ def try_solve(count, activations):
         size = task.shape[0] * task.shape[1]
         kernel = theory.kernel.reshape(size, size)
         assert np.isfinite(kernel).all()
-        assert theory.residual <= 1e-6
+        # With particles the slopes of kinked phi jump, and are solved to a share of their noise.
+        assert theory.residual <= (1e-6 if network.phi.smooth else 2e-4)
         assert np.linalg.eigvalsh(kernel).min() >= -1e-9 * max(np.trace(kernel), 1e-300)
 
     run()
