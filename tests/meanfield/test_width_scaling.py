@@ -16,6 +16,7 @@ ENDPOINT = bk.tasks.endpoint([[1.0]], [1.0], 3)
 SEQUENCE = bk.tasks.sine(2, 3, supervised=[1, 3])
 # The signal at which steps of the linear tied network become coherent (docs/theory, "Stability").
 CRITICAL = 2.8637824638
+FOUR = bk.tasks.endpoint(2 * np.eye(4), [2.5, 2.5, -2.5, -2.5], 4)
 CASES = {
     "linear, tied, 5 % below the transition": (
         "linear",
@@ -34,12 +35,8 @@ CASES = {
     "relu, untied": ("relu", "untied", ENDPOINT.scaled(2.0), 0.5),
     "tanh, tied, sequence": ("tanh", "tied", SEQUENCE.scaled(1.5), 0.3),
     "erf, tied, sequence": ("erf", "tied", SEQUENCE.scaled(1.5), 0.3),
-    "erf, tied, four patterns": (
-        "erf",
-        "tied",
-        bk.tasks.endpoint(2 * np.eye(4), [2.5, 2.5, -2.5, -2.5], 4),
-        0.1,
-    ),
+    "erf, tied, four patterns": ("erf", "tied", FOUR, 0.1),
+    "erf, untied, four patterns": ("erf", "untied", FOUR, 0.1),
 }
 
 
@@ -114,3 +111,22 @@ def test_intercept_and_slope(case):
         + " |"
     )
     assert np.abs(z).max() < limit
+
+
+@pytest.mark.slow
+def test_sixty_four_sites():
+    """As many sites as fluctuations are known for, at one width."""
+    task = bk.tasks.digits(patterns_per_class=8).scaled(2)
+    network = bk.Network(2048, "erf", noise=0.3)
+    theory = bk.solve(network, task)
+    assert theory.converged
+    draws = bk.sample(
+        jax.random.key(1), network, task, num_warmup=300, num_samples=600, num_chains=2, progress=False
+    )  # fmt: skip
+    cmp = bk.compare(draws, theory)
+    z = cmp.table["z"].abs().max()
+    print(
+        f"{cmp.verdict} Largest z {z:.2f} of {cmp.threshold:.2f}, distance {cmp.frobenius_error:.4f}"
+    )
+    assert cmp.table["ess"].min() > 100
+    assert cmp.agrees
