@@ -1,6 +1,6 @@
 """As the width grows, sampled kernels approach the theory as 1/N, and nothing else is left.
 
-``python -m pytest -m slow tests/meanfield/test_width_scaling.py -rP`` takes about ten minutes.
+``python -m pytest -m slow tests/meanfield/test_width_scaling.py -rP`` takes about half an hour.
 """
 
 import dataclasses
