@@ -1,8 +1,9 @@
-r"""How are new sites distributed given earlier ones? Gaussian conditioning in causal order, with one rule for singular kernels.
+r"""How are new sites distributed given earlier ones? Gaussian conditioning in causal order.
 
-Sites come in the order of the network's steps. Each has an *innovation*, what earlier sites leave open of it. A site whose
-innovation holds less than a stated share of its variance follows from the sites before it without error; the others are *pivots*.
-No jitter is added and nothing is inverted but triangles.
+Sites come in the order of the network's steps. Each has an *innovation*, what earlier sites leave open of it.
+There is one rule for singular kernels: a site whose innovation holds less than a stated share of its variance
+follows from the sites before it without error; the others are *pivots*. No jitter is added and nothing is
+inverted but triangles.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from scipy.linalg import solve_triangular
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Shares below which an innovation counts as none. Rounding errors of an innovation grow as the machine's over the root of the
-# share, those of its fourth moments, which theory needs, as the machine's over its power 3/2.
+# Shares below which an innovation counts as none. Rounding errors of an innovation grow as the machine's over
+# the root of the share, those of its fourth moments, which theory needs, as the machine's over its power 3/2.
 NULL_SHARE = {"float64": 1e-8, "float32": 1e-4, "moments": 1e-6, "exact": 1e-10}
 
 
@@ -69,17 +70,22 @@ class Conditioner:
         return np.asarray(solve_triangular(self.factor, values, lower=True))
 
 
-def spread(covariance: Floats, patterns: int, share: float) -> tuple[Ints, Floats]:
-    """Pivots under a covariance (d, d), and the matrix (d, r) by which all sites follow from them."""
+def whitened(covariance: Floats, patterns: int, share: float) -> tuple[Conditioner, Floats]:
+    """All sites taken in step by step, and the root (d, r) that makes them from whitened pivots."""
     sites, rows = Conditioner(share), list[Floats]()
     for start in range(0, len(covariance), patterns):
         stop = start + patterns
         rows.append(np.hstack(sites.append(covariance[start:stop, :stop])))
     r = len(sites.pivots)
-    loadings = np.concatenate([np.pad(row, ((0, 0), (0, r - row.shape[1]))) for row in rows])
-    if not r:
-        return sites.pivots, loadings
-    solved = solve_triangular(sites.factor, loadings.T, trans="T", lower=True)
+    return sites, np.concatenate([np.pad(row, ((0, 0), (0, r - row.shape[1]))) for row in rows])
+
+
+def spread(covariance: Floats, patterns: int, share: float) -> tuple[Ints, Floats]:
+    """Pivots under a covariance (d, d), and the matrix (d, r) by which all sites follow from them."""
+    sites, root = whitened(covariance, patterns, share)
+    if not len(sites.pivots):
+        return sites.pivots, root
+    solved = solve_triangular(sites.factor, root.T, trans="T", lower=True)
     return sites.pivots, np.asarray(solved.T)
 
 

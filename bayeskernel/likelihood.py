@@ -1,7 +1,7 @@
 r"""How do targets depend on the representation? The readout, integrated out exactly.
 
-Given C, outputs are Gaussian with covariance S(C) = sv^2 M_V o C + kappa 1 on the supervised sites, divided by N in mean-field
-scaling (docs/theory, section 1). With the dual targets a = S^-1 y,
+Given C, outputs are Gaussian with covariance S(C) = sv^2 M_V o C + kappa 1 on the supervised sites, divided
+by N in mean-field scaling (docs/theory, section 1). With the dual targets a = S^-1 y,
 
     energy = 1/2 sum_o y_o^T a_o,      force = sv^2 M_V o sum_o a_o a_o^T = -2 d energy / dC
 

@@ -1,7 +1,8 @@
 r"""What defines the posterior of a network on a task? Built once, used by sampling and by theory.
 
-A *site* is a (step, pattern) pair, site (t, a) has index t P + a, and d = T P. Kernels are (d, d) matrices here. Recurrent
-weights of label l read step s at step t with G_l[t, s] = recurrent_std (patterns do not mix), and (docs/theory, section 1)
+A *site* is a (step, pattern) pair, site (t, a) has index t P + a, and d = T P. Kernels are (d, d) here.
+Recurrent weights of label l read step s at step t with G_l[t, s] = recurrent_std (patterns do not mix), and
+(docs/theory, section 1)
 
     K(C) = sum_l G_l C G_l^T + K_in        pre-activation kernel; K_in = M_U o su^2 X X^T / D
     B -> sum_l G_l^T B G_l                 the adjoint of its linear part

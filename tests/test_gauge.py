@@ -27,18 +27,21 @@ def test_group_is_exactly_the_flips_weights_can_undo(task, sharing, double):
     """Try all 2^(T-1) sign vectors on a network: a flip is allowed iff sign-changed weights give it."""
     task = TASKS[task]
     network = bk.Network(5, activation="tanh", sharing=sharing)
-    net, given = weights.structure(network, 4), weights.data(network, task)
-    z = weights.draw_prior(jax.random.key(1), net, given)
-    reachable = _reachable(z, net, given, task.supervised.any(axis=(1, 2)))
+    net, data = weights.structure(network, 4), weights.arrays(network, task)
+    z = weights.draw_prior(jax.random.key(1), net, data)
+    reachable = _reachable(z, net, data, task.supervised.any(axis=(1, 2)))
     allowed = {tuple(s) for s in sign_symmetry(network, task).elements()[0]}
     assert allowed == {s for s in reachable if s[0] == 1}
 
 
-def _reachable(z, net, given, supervised):
+def _reachable(z, net, data, supervised):
     """Sign vectors s with h[t] -> s_t h[t] and unchanged supervised f, over all signs of matrices."""
-    run = jax.jit(
-        lambda z: (weights.preactivations(z, net, given), weights.forward(z, net, given)[1])
-    )
+
+    @jax.jit
+    def run(z):
+        h = weights.preactivations(z, net, data)
+        return h, weights.outputs(z, h, net, data)
+
     h, f = map(np.asarray, run(z))
     found = set()
     for signs in itertools.product([1, -1], repeat=sum(net.labels.counts)):

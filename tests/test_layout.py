@@ -11,7 +11,9 @@ ROOT = Path(bayeskernel.__file__).parent
 LAYERS = [
     {"errors"},
     {"activations", "tasks", "network", "keys"},
-    {"kernels", "gauge"},
+    {"kernels", "gauge", "conditioning"},
+    {"problem"},
+    {"likelihood"},
     {"inference", "meanfield"},
     {"plots"},
     {"compare"},

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -11,7 +12,15 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel import kernels
-from bayeskernel.inference import conditional, kernel_space, preactivations, rotation, weights
+from bayeskernel import problem as definitions
+from bayeskernel.inference import (
+    conditional,
+    hmc,
+    kernel_space,
+    readout,
+    run,
+    weights,
+)
 from bayeskernel.meanfield import free_energy, linear, problem, single_unit, solve
 from bayeskernel.network import StepLabels
 
@@ -35,9 +44,7 @@ def joint_law(space):
 
 
 CHECKS = {
-    "K by entry": lambda: test_kernels.test_preactivation_kernel_entry_by_entry(
-        general_task(), None
-    ),
+    "K by entry": lambda: test_kernels.test_preactivation_kernel_entry_by_entry(general_task()),
     "weights: density": lambda: test_weights.test_model_is_its_definition(
         "erf", "mean_field", general_task(), None
     ),
@@ -67,10 +74,11 @@ CHECKS = {
 # In float64; theory chooses it itself, calibration runs as users do.
 DOUBLE = [name for name in CHECKS if not name.startswith(("theory", "joint"))]
 
-_map, _data, _supervision = kernels.kernel_map, weights.data, kernels.supervision
+_map, _arrays, _supervision = kernels.kernel_map, weights.arrays, kernels.supervision
+_problem = definitions.problem
 _reads, _weigh = problem._reads, single_unit._weigh
-_masks, _evidence = StepLabels.masks, preactivations.log_evidence
-_half_square, _normal_like, _rotate = rotation._half_square, rotation._normal_like, rotation._rotate
+_masks, _likelihood = StepLabels.masks, readout.log_likelihood_and_slope
+_half_square, _normal_like, _rotate = hmc._half_square, hmc._normal_like, hmc._rotate
 _freedom = kernel_space._degrees_of_freedom
 
 
@@ -82,8 +90,16 @@ def scaled_map(field, factor):
     return mutated
 
 
+def scaled_problem(field, factor):
+    def mutated(network, task):
+        defined = _problem(network, task)
+        return replace(defined, **{field: factor * getattr(defined, field)})
+
+    return mutated
+
+
 def scaled_data(change):
-    return lambda network, task: change(_data(network, task))
+    return lambda network, task: change(_arrays(network, task))
 
 
 def scaled_tree(factor, tree):
@@ -95,8 +111,16 @@ def without_last_site(task):
     return kernels.Supervision(*(values[:-1] for values in given))
 
 
-def without_last_pattern(given):
-    return given._replace(supervised=given.supervised.at[:, -1].set(False))
+def problem_without_last_site(network, task):
+    defined = _problem(network, task)
+    last = max(reading.sites[-1] for reading in defined.readings)
+    kept = [(reading, reading.sites < last) for reading in defined.readings]
+    readings = tuple(r._replace(sites=r.sites[keep], targets=r.targets[keep]) for r, keep in kept)
+    return replace(defined, readings=readings)
+
+
+def without_last_pattern(data):
+    return data._replace(supervised=data.supervised.at[:, -1].set(False))
 
 
 def exchanged_masks(labels):
@@ -104,29 +128,48 @@ def exchanged_masks(labels):
     return inputs, readout, recurrent
 
 
-def without_log_determinant(kernel, at, given):
-    _, scaled = preactivations._whitened_targets(kernel, given)
-    return -at.width / 2 * (scaled**2).sum()
+def without_log_determinant(lower, coordinates, data):
+    """What is left of the likelihood without its normalisation, and the slope of that."""
+    more = _likelihood(
+        lower, coordinates, data._replace(targets=tuple(2 * t for t in data.targets))
+    )
+    less = _likelihood(lower, coordinates, data)
+    return tuple((one - two) / 3 for one, two in zip(more, less, strict=True))
 
 
 def everywhere(name, function):
-    modules = (kernels, preactivations, conditional, free_energy, problem, solve)
+    modules = (kernels, free_energy, problem, solve)
     return [(module, name, function) for module in modules if hasattr(module, name)]
+
+
+def every_problem(function):
+    tests = (calibration, test_kernels, test_kernel_space, test_preactivations)
+    return [(module, "problem", function) for module in (run, conditional, *tests)]
 
 
 MUTANTS = {
     "noise + 5 %": [
         *everywhere("kernel_map", scaled_map("noise", 1.05)),
-        (weights, "data", scaled_data(lambda d: d._replace(noise=1.05 * d.noise))),
+        *every_problem(scaled_problem("noise", 1.05)),
+        (weights, "arrays", scaled_data(lambda d: d._replace(noise=1.05 * d.noise))),
     ],
     "recurrent std + 5 %": [
         *everywhere("kernel_map", scaled_map("recurrent", 1.05**2)),
-        (test_kernels, "kernel_map", scaled_map("recurrent", 1.05**2)),
-        (weights, "data", scaled_data(lambda d: d._replace(scales=d.scales.at[0].multiply(1.05)))),
+        *every_problem(scaled_problem("gain", 1.05**2)),
+        (
+            weights,
+            "arrays",
+            scaled_data(lambda d: d._replace(scales=d.scales.at[0].multiply(1.05))),
+        ),
     ],
     "readout std + 5 %": [
         *everywhere("kernel_map", scaled_map("readout", 1.05**2)),
-        (weights, "data", scaled_data(lambda d: d._replace(scales=d.scales.at[2].multiply(1.05)))),
+        *every_problem(scaled_problem("readout", 1.05**2)),
+        (
+            weights,
+            "arrays",
+            scaled_data(lambda d: d._replace(scales=d.scales.at[2].multiply(1.05))),
+        ),
     ],
     "masks exchanged": [
         (StepLabels, "masks", exchanged_masks),
@@ -144,16 +187,17 @@ MUTANTS = {
     ],
     "one pattern dropped": [
         *everywhere("supervision", without_last_site),
-        (weights, "data", scaled_data(without_last_pattern)),
+        *every_problem(problem_without_last_site),
+        (weights, "arrays", scaled_data(without_last_pattern)),
     ],
-    "log determinant missing": [(preactivations, "log_evidence", without_log_determinant)],
+    "log determinant missing": [(readout, "log_likelihood_and_slope", without_log_determinant)],
     "shift not undone": [(linear, "unshift", lambda kernel: kernel)],
-    "energy + 5 %": [(rotation, "_half_square", lambda z: 1.05 * _half_square(z))],
+    "energy + 5 %": [(hmc, "_half_square", lambda z: 1.05 * _half_square(z))],
     "momentum + 5 %": [
-        (rotation, "_normal_like", lambda *given: scaled_tree(1.05, _normal_like(*given)))
+        (hmc, "_normal_like", lambda *given: scaled_tree(1.05, _normal_like(*given)))
     ],
     "rotation + 1 % in length": [
-        (rotation, "_rotate", lambda *given: scaled_tree(1.01, _rotate(*given)))
+        (hmc, "_rotate", lambda *given: scaled_tree(1.01, _rotate(*given)))
     ],
     "a degree of freedom missing": [
         (kernel_space, "_degrees_of_freedom", lambda at: _freedom(at) - 1)

@@ -19,18 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from numpyro.infer import NUTS
+from threadpoolctl import threadpool_limits
 
-from bayeskernel.inference import rotation
+from bayeskernel.errors import InputError
+from bayeskernel.inference import hmc
 from bayeskernel.inference.checkpoint import Checkpoint, Draws, restored
-from bayeskernel.inference.space import Space
+from bayeskernel.inference.spaces import Space
 
 # Draws per call into compiled code at most, and the time a call should take.
 _CHUNK = 50
 _CHUNK_SECONDS = 0.5
 # Time between two writes of a chain to its checkpoint: what a kill may lose.
 _WRITE_SECONDS = 1.0
-# Folded into a chain's key to draw what its space integrates out.
-_OBSERVATION = 1
+# Folded into a chain's key to draw what its space integrates out. The next transition splits that key, which
+# is folding in 0, 1, 2, ...; this number is none of those.
+_OBSERVATION = 0x0B5E12ED
 
 
 class Progress(NamedTuple):
@@ -64,17 +67,12 @@ class Sampler:
 
 
 def build(space: Space, algorithm: str, num_warmup: int, keep: tuple[str, ...]) -> Sampler:
-    """Assemble NUTS (NumPyro) or HMC (`rotation`) on a posterior.
+    """Assemble NUTS (NumPyro) or `hmc` on a posterior.
 
     The sites are standard normal under the prior, and data move few directions of many, so the unit
     metric is kept and only the step size is adapted.
     """
-    init, transition = _nuts(space, num_warmup) if algorithm == "nuts" else _hmc(space, num_warmup)
-
-    @jax.jit
-    def start(rng_key: jax.Array, data: Any) -> Any:
-        key_position, key_chain = jax.random.split(rng_key)
-        return init(key_chain, space.draw_prior(key_position, data), data)
+    first, transition, idle = (nuts if algorithm == "nuts" else exact_hmc)(space, num_warmup)
 
     def observe(state: Any, data: Any) -> dict[str, jax.Array]:
         key = jax.random.fold_in(state.rng_key, _OBSERVATION)
@@ -102,20 +100,43 @@ def build(space: Space, algorithm: str, num_warmup: int, keep: tuple[str, ...]) 
 
         return jax.lax.fori_loop(0, n, draw, (state, buffer))
 
+    def start(rng_key: jax.Array, data: Any) -> Any:
+        return advance(first(rng_key, data), data, idle)[0]
+
     return Sampler(start, advance)
 
 
-def _nuts(space: Space, num_warmup: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
+# First state from (rng_key, data), next state from (state, data), and how many transitions a first state
+# needs before those that count.
+Parts = tuple[Callable[..., Any], Callable[..., Any], int]
+
+
+def nuts(space: Space, num_warmup: int) -> Parts:
+    """NumPyro's NUTS on the space's model."""
     kernel = NUTS(space.model, adapt_mass_matrix=False, step_size=0.1)
-    return (
-        lambda key, position, data: kernel.init(key, num_warmup, position, (data,), {}),
-        lambda state, data: kernel.sample(state, (data,), {}),
-    )
+
+    def first(rng_key: jax.Array, data: Any) -> Any:
+        key_position, key_chain = jax.random.split(rng_key)
+        position = space.draw_prior(key_position, data)
+        return kernel.init(key_chain, num_warmup, position, (data,), {})
+
+    return jax.jit(first), lambda state, data: kernel.sample(state, (data,), {}), 0
 
 
-def _hmc(space: Space, num_warmup: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    kernel = rotation.build(space.model, num_warmup)
-    return kernel.init, kernel.sample
+def exact_hmc(space: Space, num_warmup: int) -> Parts:
+    """`hmc` on the space's likelihood."""
+    likelihood = space.likelihood
+    if likelihood is None:
+        raise InputError("sampler", "'nuts' for space='kernels'", "'hmc'")
+
+    def first(rng_key: jax.Array, data: Any) -> hmc.State:
+        key_position, key_chain = jax.random.split(rng_key)
+        return hmc.start(key_chain, space.draw_prior(key_position, data))
+
+    def transition(state: hmc.State, data: Any) -> hmc.State:
+        return hmc.transition(state, data, likelihood, num_warmup)
+
+    return jax.jit(first), transition, 1
 
 
 class Interrupted(KeyboardInterrupt):
@@ -151,8 +172,10 @@ def run(
             )
 
     # Compile here: threads that meet an uncompiled function would each compile it.
-    jax.block_until_ready(sampler.advance(sampler.start(rng_keys[0], data), data, 0))
-    with ThreadPoolExecutor(min(len(rng_keys), os.cpu_count() or 1)) as pool:
+    jax.block_until_ready(sampler.start(rng_keys[0], data))
+    # Chains use the cores; threads of their own inside LAPACK would only wait for each other.
+    workers = min(len(rng_keys), os.cpu_count() or 1)
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
         running = [pool.submit(one, chain) for chain in range(len(rng_keys))]
         try:
             chains = [chain.result() for chain in running]

@@ -10,7 +10,8 @@ here runs in float64, one draw at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -18,20 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_solve
 
+from bayeskernel.conditioning import NULL_SHARE, whitened
 from bayeskernel.errors import InputError, real_array
-from bayeskernel.inference import preactivations, record
+from bayeskernel.inference import coordinates, readout, record
 from bayeskernel.inference import weights as weight_model
-from bayeskernel.inference.preactivations import pivoted_cholesky
 from bayeskernel.keys import check_key
 from bayeskernel.network import Network
+from bayeskernel.problem import problem
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
-
-# Sites whose variance given the others is below this share of their own follow from them.
-_NULL = 1e-10
 
 
 class _Sites(NamedTuple):
@@ -69,7 +68,7 @@ def weights(rng_key: jax.Array, draws: xr.DataTree, network: Network, task: Task
     Parameters
     ----------
     rng_key
-        JAX key.
+        JAX key, one of its splits for every stored draw.
     draws
         From `sample` with ``keep=("preactivations",)``.
     network, task
@@ -82,8 +81,8 @@ def weights(rng_key: jax.Array, draws: xr.DataTree, network: Network, task: Task
     float64, as they act in the network (readout still to be divided by N, or sqrt(N) in standard scaling).
     """
     record.check_same_run(draws, network, task)
-    keys = _keys(rng_key, draws)
     stored = _stored(draws, "preactivation")
+    keys = jax.random.split(check_key(rng_key), len(stored))
     parts = [_weights_given(key, h, network, task) for key, h in zip(keys, stored, strict=True)]
     lead = (draws["posterior"].sizes["chain"], draws["posterior"].sizes["draw"])
     out = {
@@ -102,7 +101,7 @@ def predict(
     Parameters
     ----------
     rng_key
-        JAX key; draws what the stored variables leave open.
+        JAX key, one of its splits for every stored draw; draws what the stored variables leave open.
     draws
         From `sample` with ``keep=("weights",)`` or ``keep=("preactivations",)``, or with
         ``space="kernels"``, whose draws need nothing kept.
@@ -120,28 +119,20 @@ def predict(
     posterior = draws["posterior"].to_dataset()
     if "input_weights" in posterior:
         return record.dataset({"output": _from_weights(posterior, network, task, new)})
-    keys = _keys(rng_key, draws)
+    draw: Callable[..., Floats]
+    stored: tuple[NDArray[np.floating], ...]
     if "preactivation" in posterior:
-        rows = (
-            _outputs_given_units(key, h, v, network, task, new)
-            for key, h, v in zip(
-                keys,
-                _stored(draws, "preactivation"),
-                _stored(draws, "readout_weights"),
-                strict=True,
-            )
-        )
+        stored = (_stored(draws, "preactivation"), _stored(draws, "readout_weights"))
+        draw = partial(_outputs_given_units, network=network, task=task, new=new)
     elif record.settings(draws).get("space") == "kernels":
-        given = _float64_data(network, task)
-        rows = (
-            _outputs_given_kernel(key, C, network, task, new, given)
-            for key, C in zip(keys, _stored(draws, "kernel"), strict=True)
-        )
+        stored = (_stored(draws, "kernel"),)
+        draw = _drawer_given_kernel(network, task, new)
     else:
         raise InputError(
             "draws", 'draws made with keep=("preactivations",) or ("weights",)', "neither"
         )
-    stacked = np.stack(list(rows))
+    keys = jax.random.split(check_key(rng_key), len(stored[0]))
+    stacked = np.stack([draw(*each) for each in zip(keys, *stored, strict=True)])
     return record.dataset(
         {"output": stacked.reshape(*posterior["kernel"].shape[:2], *stacked.shape[1:])}
     )
@@ -159,10 +150,9 @@ def _weights_given(key: jax.Array, h: Floats, network: Network, task: Task) -> d
     prior = np.empty_like(sites.h)
     for site, (w, u) in enumerate(zip(sites.recurrent, sites.input, strict=True)):
         prior[site] = U[u] @ sites.inputs[site] + (W[w] @ sites.before[site] if w >= 0 else 0)
-    K = _covariance(sites, sites, network)
-    pivots, _ = pivoted_cholesky(K, _NULL * np.diag(K))
+    met, _ = whitened(_covariance(sites, sites, network), task.shape[1], NULL_SHARE["exact"])
     dual = np.zeros_like(sites.h)
-    dual[pivots] = cho_solve(cho_factor(K[np.ix_(pivots, pivots)]), (sites.h - prior)[pivots])
+    dual[met.pivots] = cho_solve((met.factor, True), (sites.h - prior)[met.pivots])
     for label in range(labels.counts[0]):
         own = sites.recurrent == label
         W[label] += recurrent_std**2 * dual[own].T @ sites.before[own]
@@ -179,35 +169,42 @@ def _outputs_given_units(
     return _readout(v, _new_activities(h, noise, network, task, new), network)
 
 
-def _outputs_given_kernel(
-    key: jax.Array,
-    C: Floats,
-    network: Network,
-    task: Task,
-    new: Floats,
-    given: preactivations.Data,
-) -> Floats:
-    """Linear networks: any activities with Phi Phi^T / N = C will do, in as few columns as possible."""
-    key_noise, key_chi, key_readout = jax.random.split(key, 3)
-    steps, patterns = C.shape[:2]
-    matrix, extra = C.reshape(steps * patterns, -1), new.shape[0] * new.shape[1]
-    _, root = pivoted_cholesky(matrix, _NULL * np.diag(matrix))
-    rank = root.shape[1]
-    columns = min(rank + extra, network.width)
-    h = np.zeros((steps * patterns, columns))
-    h[:, :rank] = np.sqrt(network.width) * root
-    noise = _normal(key_noise, (extra, columns))
-    if columns < network.width:
-        # Beyond the span of h only the Gram matrix of the noise counts: its Bartlett factor.
-        freedom = network.width - rank - np.arange(extra)
+def _drawer_given_kernel(
+    network: Network, task: Task, new: Floats
+) -> Callable[[jax.Array, Floats], Floats]:
+    """(key, C) -> outputs of linear networks, for which any activities with Phi Phi^T / N = C will do."""
+    steps, patterns = task.shape[:2]
+    with jax.enable_x64(True):
+        form = coordinates.coordinates(problem(network, task), ())
+        arrays = coordinates.arrays(problem(network, task))
+
+    def draw(key: jax.Array, C: Floats) -> Floats:
+        key_noise, key_readout = jax.random.split(key)
+        matrix = C.reshape(steps * patterns, -1)
+        _, root = whitened(matrix, patterns, NULL_SHARE["exact"])
+        extra = new.shape[0] * new.shape[1]
+        columns = min(root.shape[1] + extra, network.width)
+        noise = _noise_of_units(key_noise, extra, root.shape[1], columns, network.width)
+        h = np.pad(np.sqrt(network.width) * root, ((0, 0), (0, columns - root.shape[1])))
+        h = h.reshape(steps, patterns, columns)
+        with jax.enable_x64(True):
+            v = np.asarray(_draw_readout(key_readout, jnp.asarray(h), form, arrays))
+        return _readout(v, _new_activities(h, noise, network, task, new), network)
+
+    return draw
+
+
+def _noise_of_units(key: jax.Array, rows: int, rank: int, columns: int, width: int) -> Floats:
+    """Normal variables of new sites in as few columns as give all Gram matrices with ``rank`` others."""
+    key_normal, key_chi = jax.random.split(key)
+    noise = _normal(key_normal, (rows, columns))
+    if columns < width:
+        # Beyond the span of the others only the Gram matrix of the noise counts: its Bartlett factor.
+        freedom = width - rank - np.arange(rows)
         with jax.enable_x64(True):
             chi = np.sqrt(2 * np.asarray(jax.random.gamma(key_chi, freedom / 2)))
         noise[:, rank:] = np.tril(noise[:, rank:], -1) + np.diag(chi)
-    activities = _new_activities(h.reshape(steps, patterns, columns), noise, network, task, new)
-    at = preactivations.coordinates(network)
-    with jax.enable_x64(True):
-        v = _draw_readout(key_readout, jnp.asarray(h.reshape(steps, patterns, -1)), at, given)
-    return _readout(np.asarray(v), activities, network)
+    return noise
 
 
 def _new_activities(h: Floats, noise: Floats, network: Network, task: Task, new: Floats) -> Floats:
@@ -215,9 +212,10 @@ def _new_activities(h: Floats, noise: Floats, network: Network, task: Task, new:
 
     ``noise`` holds T P* rows of standard normal variables, one for every new site.
     """
-    steps, count, _ = new.shape
-    labels = network.labels(steps)
+    (steps, count, _), labels = new.shape, network.labels(len(new))
     known = _training_sites(h, network, task)
+    met, _ = whitened(_covariance(known, known, network), task.shape[1], NULL_SHARE["exact"])
+    white = met.whiten(known.h[met.pivots])
     activities = np.zeros((steps, count, h.shape[2]))
     for t in range(steps):
         before = activities[t - 1] if t else np.zeros_like(activities[0])
@@ -228,23 +226,18 @@ def _new_activities(h: Floats, noise: Floats, network: Network, task: Task, new:
             np.full(count, labels.input[t]),
             np.zeros_like(before),
         )
-        K, cross, own = (
-            _covariance(*pair, network) for pair in ((known, known), (now, known), (now, now))
-        )
-        pivots, _ = pivoted_cholesky(K, _NULL * np.diag(K))
-        factor = cho_factor(K[np.ix_(pivots, pivots)])
-        gain = cho_solve(factor, cross[:, pivots].T).T
-        left, root = pivoted_cholesky(own - gain @ cross[:, pivots].T, 10 * _NULL * np.diag(own))
-        drawn = gain @ known.h[pivots] + root @ noise[t * count : t * count + len(left)]
-        known = known.joined(now._replace(h=drawn))
-        activities[t] = _phi(drawn, network)
+        known = known.joined(now)
+        gain, root = met.append(_covariance(now, known, network))
+        fresh = noise[t * count : t * count + root.shape[1]]
+        activities[t] = network.phi.values(gain @ white + root @ fresh)
+        white = np.concatenate([white, fresh])
     return activities
 
 
 def _training_sites(h: Floats, network: Network, task: Task) -> _Sites:
     steps, patterns, features, _ = task.shape
     labels = network.labels(steps)
-    activities = _phi(h, network)
+    activities = network.phi.values(h)
     before = np.concatenate([np.zeros_like(activities[:1]), activities[:-1]])
     return _Sites(
         before.reshape(-1, h.shape[2]),
@@ -271,24 +264,14 @@ def _readout(v: Floats, activities: Floats, network: Network) -> Floats:
     return np.asarray(np.einsum("tai,toi->tao", activities, v[labels]) / norm)
 
 
-def _phi(h: Floats, network: Network) -> Floats:
-    with jax.enable_x64(True):
-        return np.asarray(network.phi(jnp.asarray(h)), np.float64)
-
-
-_draw_readout = jax.jit(preactivations.draw_readout, static_argnums=2)
-
-
-def _float64_data(network: Network, task: Task) -> preactivations.Data:
-    with jax.enable_x64(True):
-        return preactivations.data(network, task)
+_draw_readout = jax.jit(readout.draw, static_argnums=2)
 
 
 def _from_weights(
     posterior: xr.Dataset, network: Network, task: Task, new: Floats
 ) -> NDArray[np.floating]:
     net = weight_model.structure(network, task.shape[0])
-    given = weight_model.data(network, Task(new, np.zeros((*new.shape[:2], task.shape[3]))))
+    arrays = weight_model.arrays(network, Task(new, np.zeros((*new.shape[:2], task.shape[3]))))
     stored = {
         name: posterior[f"{name}_weights"].to_numpy()
         for name in ("recurrent", "input", "readout")
@@ -296,19 +279,22 @@ def _from_weights(
     }
     lead = stored["readout"].shape[:2]
     flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in stored.items()}
-    output = np.asarray(_run_networks(flat, given, net))
+    output = np.asarray(_run_networks(flat, arrays, net))
     return output.reshape(*lead, *output.shape[1:])
 
 
+@jax.jit(static_argnums=2)
 def _run_networks(
-    stored: dict[str, np.ndarray], given: weight_model.Data, net: weight_model.Structure
+    stored: dict[str, jax.Array], arrays: weight_model.Data, net: weight_model.Structure
 ) -> jax.Array:
-    def one(scaled: dict[str, jax.Array]) -> jax.Array:
-        unit = weight_model.scale_sites({name: jnp.ones(()) for name in scaled}, net, given)
-        z = {name: scaled[name] / unit[name] for name in scaled}
-        return weight_model.forward(z, net, given)[1]
+    unit = weight_model.scale_sites({name: jnp.ones(()) for name in stored}, net, arrays)
 
-    return jax.jit(lambda w: jax.lax.map(one, w))(stored)
+    def one(scaled: dict[str, jax.Array]) -> jax.Array:
+        z = {name: scaled[name] / unit[name] for name in scaled}
+        h = weight_model.preactivations(z, net, arrays)
+        return weight_model.outputs(z, h, net, arrays)
+
+    return jax.lax.map(one, stored)
 
 
 def _new_inputs(inputs: ArrayLike, task: Task) -> Floats:
@@ -318,11 +304,6 @@ def _new_inputs(inputs: ArrayLike, task: Task) -> Floats:
     if (new.shape[0], new.shape[2]) != (steps, features):
         raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
     return new
-
-
-def _keys(rng_key: jax.Array, draws: xr.DataTree) -> Iterator[jax.Array]:
-    sizes = draws["posterior"].sizes
-    return iter(jax.random.split(check_key(rng_key), sizes["chain"] * sizes["draw"]))
 
 
 def _stored(draws: xr.DataTree, name: str) -> NDArray[np.floating]:

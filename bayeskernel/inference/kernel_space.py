@@ -19,51 +19,50 @@ import numpyro
 import numpyro.distributions as dist
 
 from bayeskernel.errors import InputError
-from bayeskernel.inference import preactivations
-from bayeskernel.inference.preactivations import Coordinates, Data
+from bayeskernel.inference.coordinates import Coordinates, Data
+from bayeskernel.inference.preactivations import full_kernel, log_likelihood, unfold
 
 
-def check(at: Coordinates) -> None:
+def check(coordinates: Coordinates) -> None:
     """Refuse networks whose kernels do not have a density of this form."""
-    if at.phi.name != "linear":
+    width, rank = coordinates.width, coordinates.rank
+    if coordinates.phi.name != "linear":
         raise InputError("space", "'weights' or 'preactivations' unless phi is linear", "'kernels'")
-    if at.width < at.rank:
-        raise InputError(
-            "width", f"at least the rank {at.rank} of the kernel for space='kernels'", at.width
-        )
+    if width < rank:
+        expected = f"at least the rank {rank} of the kernel for space='kernels'"
+        raise InputError("width", expected, width)
 
 
-def model(at: Coordinates, given: Data) -> None:
+def model(coordinates: Coordinates, data: Data) -> None:
     """Define the NumPyro model of B in coordinates that are nearly standard normal at any N."""
-    below = numpyro.sample("below", dist.Normal(0, 1).expand((at.rank, at.rank)).to_event(2))
-    u = numpyro.sample("diagonal", dist.Normal(0, 1).expand((at.rank,)).to_event(1))
-    freedom = _degrees_of_freedom(at)
+    rank, freedom = coordinates.rank, _degrees_of_freedom(coordinates)
+    below = numpyro.sample("below", dist.Normal(0, 1).expand((rank, rank)).to_event(2))
+    u = numpyro.sample("diagonal", dist.Normal(0, 1).expand((rank,)).to_event(1))
     # The density of u = sqrt(2 nu) ln(B_ii / sqrt(nu)) over that of a standard normal.
     exact = jnp.sqrt(freedom / 2) * u - freedom / 2 * jnp.expm1(u * jnp.sqrt(2 / freedom))
     numpyro.factor("chi", jnp.sum(exact + u**2 / 2))
-    B = factor({"below": below, "diagonal": u}, at)
-    _, kernel = preactivations.unfold(B, at, given)
-    numpyro.deterministic("kernel", kernel)
-    numpyro.factor("targets", preactivations.log_evidence(kernel, at, given))
+    B = factor({"below": below, "diagonal": u}, coordinates)
+    numpyro.deterministic("kernel", full_kernel(unfold(B, coordinates, data)[0]))
+    numpyro.factor("targets", log_likelihood(B, coordinates, data))
 
 
-def factor(position: dict[str, jax.Array], at: Coordinates) -> jax.Array:
+def factor(position: dict[str, jax.Array], coordinates: Coordinates) -> jax.Array:
     """B of shape (rank, rank) from its coordinates; entries of ``below`` on or above the diagonal idle."""
-    freedom = _degrees_of_freedom(at)
+    freedom = _degrees_of_freedom(coordinates)
     diagonal = jnp.sqrt(freedom) * jnp.exp(position["diagonal"] / jnp.sqrt(2 * freedom))
     return jnp.tril(position["below"], -1) + jnp.diag(diagonal)
 
 
-def draw_prior(rng_key: jax.Array, at: Coordinates) -> dict[str, jax.Array]:
+def draw_prior(rng_key: jax.Array, coordinates: Coordinates) -> dict[str, jax.Array]:
     """Draw the coordinates of B from the prior."""
     key_below, key_diagonal = jax.random.split(rng_key)
-    freedom = _degrees_of_freedom(at)
+    freedom = _degrees_of_freedom(coordinates)
     squared = 2 * jax.random.gamma(key_diagonal, freedom / 2)
     return {
-        "below": jax.random.normal(key_below, (at.rank, at.rank)),
+        "below": jax.random.normal(key_below, 2 * (coordinates.rank,)),
         "diagonal": jnp.sqrt(freedom / 2) * jnp.log(squared / freedom),
     }
 
 
-def _degrees_of_freedom(at: Coordinates) -> jax.Array:
-    return jnp.asarray(at.width - np.arange(at.rank), float)
+def _degrees_of_freedom(coordinates: Coordinates) -> jax.Array:
+    return jnp.asarray(coordinates.width - np.arange(coordinates.rank), float)

@@ -1,22 +1,27 @@
 r"""The posterior over pre-activations: weights integrated out exactly, at any width.
 
 Given C, the N units are independent Gaussians with covariance K(C), and K at a step needs C at earlier
-steps only (docs/theory, section 2H). With standard normal z[t] the map
+steps only (docs/theory, section 2H). With standard normal z and the causal root A A^T = K,
 
-    h[t] = K[t,<t] K[<t,<t]^-1 h[<t] + chol(K[t,t] - K[t,<t] K[<t,<t]^-1 K[<t,t]) z[t]
+    h = A z                        row t of A from K[t, <= t], that is from C at earlier steps
 
 carries N(0, 1) to the prior of the network, so the density to sample is
 
     N(z; 0, 1)  prod_o N(y_o; 0, S(C(z)) / N)        (standard scaling: S in place of S / N)
 
-in N T P dimensions instead of N^2. The readout is integrated out too; outputs are drawn from their exact
-conditional distribution afterwards. Where K is singular (duplicate patterns, more patterns than the
+in N T P dimensions instead of N^2. Where K is singular (duplicate patterns, more patterns than the
 directions inputs and earlier units can reach) a step keeps only *pivots*: sites whose innovations are
 linearly independent. The other sites follow from them without error, and no jitter is added.
+
+The gradient is written by hand, last step first: from dC through phi to the rows of A, and through the
+Cholesky factor L of K on the pivots, dL = L Phi(L^-1 dK L^-T) with Phi half of the diagonal and what is
+below it (Murray 2016, arXiv 1602.07527), to K and so to C of the step before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,259 +29,204 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.scipy.linalg import cho_solve, solve_triangular
-from numpy.typing import NDArray
 
-from bayeskernel.activations import Activation
-from bayeskernel.kernels import (
-    KernelMap,
-    Supervision,
-    kernel_map,
-    output_covariances,
-    preactivation_kernel,
-    representational_kernel,
-    supervision,
-)
-from bayeskernel.network import Network
-from bayeskernel.tasks import Task
-
-Floats = NDArray[np.float64]
-
-# A site whose innovation variance falls below this share of its variance follows from the others.
-# Rounding errors of a conditional variance grow as the machine's over the root of the share.
-PIVOT_TOLERANCE = {np.dtype(np.float32): 1e-4, np.dtype(np.float64): 1e-8}
+from bayeskernel.inference import readout
+from bayeskernel.inference.coordinates import Coordinates, Data, Sites
+from bayeskernel.inference.triangular import factor, factor_adjoint, pick, place
 
 
-class Coordinates(NamedTuple):
-    """The static part of the model.
+class Step(NamedTuple):
+    """A step of the map from z to C.
 
     Attributes
     ----------
-    width, phi, mean_field
-        Width, activation and scaling of the network.
-    pivots
-        For every step the patterns whose innovations are linearly independent.
+    h, activities
+        Shape (P, N).
+    pull
+        Adjoint of phi at h.
+    loadings
+        Rows of A on the pivots of this and earlier steps.
+    overlaps
+        C with this and earlier steps, shape (P, (t + 1) P).
     """
 
-    width: int
-    phi: Activation
-    mean_field: bool
-    pivots: tuple[tuple[int, ...], ...]
-
-    @property
-    def rank(self) -> int:
-        """Rows of z."""
-        return sum(len(p) for p in self.pivots)
+    h: jax.Array
+    activities: jax.Array
+    pull: Callable[[jax.Array], tuple[jax.Array]]
+    loadings: jax.Array
+    overlaps: jax.Array
 
 
-def coordinates(network: Network, pivots: tuple[tuple[int, ...], ...] = ()) -> Coordinates:
-    """Collect the static part of a network; drawing a readout needs no pivots."""
-    mean_field = network.scaling == "mean_field"
-    return Coordinates(network.width, network.phi, mean_field, pivots)
-
-
-class Data(NamedTuple):
-    """What can change without compiling again, sharing included.
-
-    Attributes
-    ----------
-    map_, supervised
-        Definitions of K and S, supervised targets.
-    readout
-        Label of the readout weights of every step, shape (T,).
-    """
-
-    map_: KernelMap
-    supervised: Supervision
-    readout: jax.Array
-
-
-def data(network: Network, task: Task) -> Data:
-    """Collect the arrays of a network on a task, in the caller's default float type."""
-    map_ = KernelMap(*(jnp.asarray(a, float) for a in kernel_map(network, task)))
-    given = supervision(task)
-    return Data(
-        map_,
-        Supervision(given.sites, *(jnp.asarray(a, float) for a in given[1:])),  # type: ignore[arg-type]
-        jnp.asarray(network.labels(task.shape[0]).readout),
-    )
-
-
-def preactivations(z: jax.Array, at: Coordinates, given: Data) -> jax.Array:
-    """Map z of shape (rank, N) to h of shape (T, P, N)."""
-    return unfold(z, at, given)[0]
-
-
-def unfold(z: jax.Array, at: Coordinates, given: Data) -> tuple[jax.Array, jax.Array]:
-    """Map z of shape (rank, N) to h of shape (T, P, N) and C of shape (T, P, T, P)."""
-    steps, patterns = given.map_.input.shape[:2]
-    # Lists, joined where a product needs them: the adjoint of slicing one array would add padded ones.
-    noise = jnp.split(z, np.cumsum([len(p) for p in at.pivots])[:-1])
-    activities: list[jax.Array] = []
-    overlaps = jnp.zeros((patterns, 0), z.dtype)  # C[t - 1, <t]
-    factor, used = jnp.zeros((0, 0), z.dtype), 0
-    out, lower = [], []
-    sites: list[int] = []  # pivots of earlier steps, as flat sites
-    for t in range(steps):
-        own = slice(t * patterns, (t + 1) * patterns)
-        rows = _preactivation_rows(overlaps, t, given.map_)
-        past = solve_triangular(factor, rows[:, np.array(sites, int)].T, lower=True).T
-        conditional = rows[:, own] - past @ past.T
-        pivots = list(at.pivots[t])
-        innovation = _root(conditional, pivots)
-        count = len(pivots)
-        h = innovation @ noise[t]
-        if used:
-            h = h + past @ jnp.concatenate(noise[:t])
-        factor = jnp.block(
-            [
-                [factor, jnp.zeros((used, count), z.dtype)],
-                [past[np.array(pivots, int)], innovation[np.array(pivots, int)]],
-            ]
-        )
-        sites += [own.start + a for a in pivots]
-        used += count
-        activities.append(at.phi(h))
+def unfold(
+    z: jax.Array, coordinates: Coordinates, data: Data
+) -> tuple[list[Step], jax.Array, list[int]]:
+    """All steps of the map from z (rank, N), the inverse of L, and the sites of its rows."""
+    P, steps = coordinates.patterns, list[Step]()
+    inverse, sites = jnp.zeros((0, 0), z.dtype), list[int]()
+    for t, pivots in enumerate(coordinates.pivots):
+        rows = data.input_kernel[t * P : (t + 1) * P, : (t + 1) * P]
+        if t:
+            gain = jnp.repeat(data.recurrent[t, 1 : t + 1], P)
+            rows = rows + jnp.pad(gain * steps[-1].overlaps, ((0, 0), (P, 0)))
+        loadings, inverse = _condition(rows, pivots, sites, inverse)
+        sites += [t * P + a for a in pivots]
+        h = loadings @ z[: len(sites)]
+        activities, pull = jax.vjp(coordinates.phi, h)
         # Plain products of matrices: contractions over more axes cost XLA three times as much.
-        overlaps = activities[-1] @ jnp.concatenate(activities).T / at.width
-        out.append(h)
-        lower.append(jnp.pad(overlaps, ((0, 0), (0, (steps - t - 1) * patterns))))
-    blocks = jnp.concatenate(lower)
-    earlier = np.kron(np.tri(steps, k=-1), np.ones((patterns, patterns))).astype(bool)
-    kernel = jnp.where(earlier.T, blocks.T, blocks)
-    return jnp.stack(out), kernel.reshape(steps, patterns, steps, patterns)
+        earlier = jnp.concatenate([*(step.activities for step in steps), activities])
+        overlaps = activities @ earlier.T / coordinates.width
+        steps.append(Step(h, activities, pull, loadings, overlaps))
+    return steps, inverse, sites
 
 
-def _preactivation_rows(overlaps: jax.Array, t: int, map_: KernelMap) -> jax.Array:
-    """K[t, <=t], shape (P, (t + 1) P), from C[t - 1, <t] of shape (P, t P)."""
-    patterns = map_.input.shape[1]
-    rows = jnp.asarray(map_.input)[t, :, : t + 1]
-    if t:
-        mask = map_.recurrent[t, 0, 1 : t + 1, 0][:, None]
-        rows = rows.at[:, 1:].add(mask * overlaps.reshape(patterns, t, patterns))
-    return rows.reshape(patterns, -1)
+def _condition(
+    rows: jax.Array, pivots: Sites, sites: list[int], inverse: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Rows of A at a step and the inverse of L grown by its pivots, from K[t, <= t]."""
+    patterns, others = len(rows), _others(pivots, len(rows))
+    own = [rows.shape[1] - patterns + a for a in pivots]
+    of_pivots = pick(rows, pivots)
+    past = pick(of_pivots, sites, 1) @ inverse.T
+    root, unroot = factor(pick(of_pivots, own, 1) - past @ past.T)
+    loadings = jnp.concatenate([past, root], 1)
+    grown = jnp.concatenate([-(unroot @ past) @ inverse, unroot], 1)
+    inverse = jnp.concatenate([jnp.pad(inverse, ((0, 0), (0, len(pivots)))), grown])
+    if others:
+        following = pick(pick(rows, others), sites + own, 1) @ inverse.T
+        loadings = _in_order(pivots, others, loadings, following)
+    return loadings, inverse
 
 
-def _root(covariance: jax.Array, pivots: list[int]) -> jax.Array:
-    """A with A A^T = covariance and as many columns as pivots; Cholesky where all sites are pivots."""
-    if covariance.shape == (1, 1) and pivots:
-        return jnp.sqrt(covariance)  # a LAPACK call costs more than a whole step of a small task
-    if len(pivots) == covariance.shape[0]:
-        return jnp.linalg.cholesky(covariance)
-    index = np.array(pivots, int)
-    factor = jnp.linalg.cholesky(covariance[index][:, index])
-    return solve_triangular(factor, covariance[index], lower=True).T
+def lower_kernel(steps: Sequence[Step]) -> jax.Array:
+    """C at pairs (later or equal step, step), zero else; shape (d, d)."""
+    rows = [step.overlaps for step in steps]
+    size = rows[-1].shape[1]
+    return jnp.concatenate([jnp.pad(row, ((0, 0), (0, size - row.shape[1]))) for row in rows])
 
 
-def find_pivots(rng_key: jax.Array, network: Network, task: Task) -> tuple[tuple[int, ...], ...]:
-    """Choose pivots along one prior draw of the network, in float64.
-
-    Which directions are null depends on inputs, sharing, activation and width but, except on a set of
-    measure zero, not on the draw.
-    """
-    tolerance = PIVOT_TOLERANCE[np.dtype(jnp.asarray(0.0).dtype)]
-    steps, patterns = task.shape[:2]
-    size = steps * patterns
-    activities = np.zeros((steps, patterns, network.width))
-    h = np.zeros((0, network.width))
-    pivots, sites = list[tuple[int, ...]](), np.zeros(0, np.int64)
-    with jax.enable_x64(True):
-        map_ = kernel_map(network, task)
-        for t, key in enumerate(jax.random.split(rng_key, steps)):
-            C = representational_kernel(jnp.asarray(activities))
-            K = np.asarray(preactivation_kernel(C, map_)).reshape(size, size)
-            own = np.arange(t * patterns, (t + 1) * patterns)
-            gain = np.linalg.solve(K[np.ix_(sites, sites)], K[np.ix_(sites, own)]).T
-            conditional = K[np.ix_(own, own)] - gain @ K[np.ix_(sites, own)]
-            chosen, root = pivoted_cholesky(conditional, tolerance * np.diag(K)[own])
-            noise = np.asarray(jax.random.normal(key, (len(chosen), network.width)))
-            now = gain @ h[sites] + root @ noise
-            h = np.concatenate([h, now])
-            activities[t] = np.asarray(network.phi(jnp.asarray(now)))
-            pivots.append(tuple(chosen))
-            sites = np.concatenate([sites, own[chosen]])
-    return tuple(pivots)
-
-
-def pivoted_cholesky(covariance: Floats, smallest: Floats) -> tuple[list[int], Floats]:
-    """Choose sites greedily until none has more than ``smallest`` variance left.
-
-    Returns the chosen sites, sorted, and the root A (sites, chosen) with A A^T = covariance up to the
-    variance left.
-    """
-    left, pivots = covariance.copy(), list[int]()
-    while len(pivots) < len(left):
-        excess = np.diag(left) - smallest
-        excess[pivots] = -np.inf
-        best = int(
-            np.argmax(np.where(smallest > 0, excess / np.maximum(smallest, 1e-300), -np.inf))
+def log_likelihood_and_gradient(
+    z: jax.Array, coordinates: Coordinates, data: Data
+) -> tuple[jax.Array, jax.Array]:
+    """Ln p(y | C(z)), up to constants, and its gradient by z."""
+    steps, inverse, sites = unfold(z, coordinates, data)
+    value, slope = readout.log_likelihood_and_slope(lower_kernel(steps), coordinates, data)
+    P, reach = coordinates.patterns, _reach(coordinates)
+    activities = jnp.concatenate([step.activities for step in steps])
+    slopes: dict[int, jax.Array] = {}  # of C[t, <= t], through K of later steps
+    fields: list[jax.Array] = []  # adjoint of h, last step first
+    of_factor = jnp.zeros_like(inverse)
+    for t in reversed(range(len(steps))):
+        start, stop = reach[t]
+        row = 2 * slope[t * P : (t + 1) * P, start:stop]
+        if t in slopes:
+            through = _symmetric_row(slopes, t, P)
+            row = row + jnp.pad(through, ((0, 0), (0, stop - start - through.shape[1])))
+        field = steps[t].pull((row / coordinates.width) @ activities[start:stop])[0]
+        fields.append(field)
+        of_loadings = field @ z[: steps[t].loadings.shape[1]].T
+        of_rows, of_factor = _condition_adjoint(
+            of_loadings, of_factor, steps[t].loadings, inverse, coordinates.pivots[t]
         )
-        if not excess[best] > 0 or smallest[best] == 0:
-            break
-        pivots.append(best)
-        left = left - np.outer(left[best], left[best]) / left[best, best]
-    pivots.sort()
-    factor = np.linalg.cholesky(covariance[np.ix_(pivots, pivots)])
-    return pivots, np.linalg.solve(factor, covariance[pivots]).T
+        if t:
+            size, reached = (t + 1) * P, sites[: steps[t].loadings.shape[1]]
+            of_rows = place(of_rows, reached, size, 1)
+            slopes[t - 1] = jnp.repeat(data.recurrent[t, 1 : t + 1], P) * of_rows[:, P:]
+    return value, _collect(fields[::-1], steps, coordinates)
 
 
-def log_evidence(kernel: jax.Array, at: Coordinates, given: Data) -> jax.Array:
-    """Ln p(y | C): sum over outputs of N(y_o; 0, S_o / N), up to constants of the noise."""
-    factors, scaled = _whitened_targets(kernel, given)
-    count = at.width if at.mean_field else 1
-    log_det = jnp.sum(jnp.log(jnp.diagonal(factors, axis1=-2, axis2=-1)))
-    return -count / 2 * jnp.sum(scaled**2) - log_det
+def _reach(coordinates: Coordinates) -> list[tuple[int, int]]:
+    """First and last column of C whose entries in the rows of a step act on K or targets."""
+    steps, P = coordinates.steps, coordinates.patterns
+    acts = np.zeros((steps, steps), bool)
+    acts[:-1, :-1] = True
+    for sites, _ in coordinates.readings:
+        supervised = np.unique(np.array(sites) // P)
+        acts[np.ix_(supervised, supervised)] = True
+    columns = [np.flatnonzero(row) for row in acts]
+    return [(c[0] * P, (c[-1] + 1) * P) if len(c) else (0, 0) for c in columns]
 
 
-def _whitened_targets(kernel: jax.Array, given: Data) -> tuple[jax.Array, jax.Array]:
-    factors = jnp.linalg.cholesky(output_covariances(kernel, given.map_, given.supervised))
-    solve = jax.vmap(lambda L, y: solve_triangular(L, y, lower=True))
-    return factors, solve(factors, jnp.asarray(given.supervised.targets).T)
+def _symmetric_row(slopes: dict[int, jax.Array], t: int, patterns: int) -> jax.Array:
+    """Rows of step t of slopes + slopes^T, from the rows of slopes at t and later steps."""
+    own = slice(t * patterns, (t + 1) * patterns)
+    rows, diagonal = slopes[t][:, : own.start], slopes[t][:, own]
+    later = [slopes[s][:, own].T for s in sorted(slopes) if s > t]
+    return jnp.concatenate([rows, diagonal + diagonal.T, *later], 1)
 
 
-def model(at: Coordinates, given: Data) -> None:
-    """Define the NumPyro model: z of shape (rank, N), and the evidence of its kernel."""
-    z = numpyro.sample("z", dist.Normal(0, 1).expand((at.rank, at.width)).to_event(2))
-    _, kernel = unfold(z, at, given)
-    numpyro.deterministic("kernel", kernel)
-    numpyro.factor("targets", log_evidence(kernel, at, given))
+def _condition_adjoint(
+    of_loadings: jax.Array,
+    of_factor: jax.Array,
+    loadings: jax.Array,
+    inverse: jax.Array,
+    pivots: Sites,
+) -> tuple[jax.Array, jax.Array]:
+    """Adjoint of K[t, pivots <= t] and of L without the step's rows, from those of its loadings and of L."""
+    patterns, used = loadings.shape
+    before, others = used - len(pivots), _others(pivots, patterns)
+    inverse = inverse[:used, :used]
+    following = pick(of_loadings, others) @ inverse
+    if others:
+        of_factor = of_factor - following.T @ pick(loadings, others)
+    rows = pick(loadings, pivots)
+    past, root = rows[:, :before], rows[:, before:]
+    of_rows = of_factor[before:] + pick(of_loadings, pivots)
+    own = factor_adjoint(root, inverse[before:, before:], of_rows[:, before:])
+    earlier = (of_rows[:, :before] - 2 * own @ past) @ inverse[:before, :before]
+    of_factor = of_factor[:before, :before] - earlier.T @ past
+    out = _in_order(pivots, others, jnp.concatenate([earlier, own], 1), following)
+    return out, of_factor
 
 
-def kernel_of(activities: jax.Array, at: Coordinates) -> jax.Array:
-    """C of shape (T, P, T, P); activities may be given in fewer columns than units, see kernel_space."""
-    return representational_kernel(activities) * (activities.shape[-1] / at.width)
+def _collect(fields: list[jax.Array], steps: Sequence[Step], coordinates: Coordinates) -> jax.Array:
+    """A^T fields, shape (rank, N), without the zeros of A."""
+    parts, first = [], 0
+    for s, pivots in enumerate(coordinates.pivots):
+        own = slice(first, first + len(pivots))
+        column = jnp.concatenate([step.loadings[:, own] for step in steps[s:]])
+        parts.append(column.T @ jnp.concatenate(fields[s:]))
+        first = own.stop
+    return jnp.concatenate(parts)
 
 
-def draw_readout(
-    rng_key: jax.Array, activities: jax.Array, at: Coordinates, given: Data
+def _others(pivots: Sites, patterns: int) -> list[int]:
+    return [a for a in range(patterns) if a not in pivots]
+
+
+def _in_order(
+    pivots: Sites, others: list[int], of_pivots: jax.Array, of_others: jax.Array
 ) -> jax.Array:
-    """Draw readout weights v given activities (T, P, N) and targets; shape (T, O, N), one row a label.
-
-    Matheron's rule: a prior draw, corrected by what it misses of the targets,
-    v_l = v0_l + c sum_{supervised (t,a), label l} [S^-1 (y - y0)]_(t,a) phi[t,a], with c = sv^2 in
-    mean-field and sv^2 / sqrt(N) in standard scaling. Rows beyond the number of labels are not used: with
-    as many as steps, all sharing patterns run the same code.
-    """
-    steps, patterns, columns = activities.shape
-    given_at = given.supervised
-    key_readout, key_noise = jax.random.split(rng_key)
-    variance = given.map_.readout[0, 0, 0, 0]
-    shape = (steps, given_at.targets.shape[1], columns)
-    v0 = jnp.sqrt(variance) * jax.random.normal(key_readout, shape, activities.dtype)
-    site_labels = given.readout[given_at.sites // patterns]
-    at_sites = activities.reshape(-1, columns)[given_at.sites]
-    f0 = outputs(v0, activities, at, given).reshape(-1, shape[1])[given_at.sites]
-    temperature = given.map_.noise / (at.width if at.mean_field else 1)
-    y0 = f0 + jnp.sqrt(temperature) * jax.random.normal(key_noise, f0.shape, f0.dtype)
-    factors, _ = _whitened_targets(kernel_of(activities, at), given)
-    missed = (given_at.mask * (given_at.targets - y0)).T
-    dual = jax.vmap(lambda L, b: cho_solve((L, True), b))(factors, missed).T * given_at.mask
-    gain = variance if at.mean_field else variance / np.sqrt(at.width)
-    change = dual[:, :, None] * at_sites[:, None, :]
-    return v0 + gain * jax.ops.segment_sum(change, site_labels, steps)
+    """Rows of pivots and of other patterns, in the order of patterns."""
+    if not others:
+        return of_pivots
+    order = np.argsort([*pivots, *others]).tolist()
+    return pick(jnp.concatenate([of_pivots, of_others]), order)
 
 
-def outputs(v: jax.Array, activities: jax.Array, at: Coordinates, given: Data) -> jax.Array:
-    """F of shape (T, P, O) from readout weights (T, O, N), one row a label."""
-    norm = at.width if at.mean_field else np.sqrt(at.width)
-    return jnp.einsum("tai,toi->tao", activities, v[given.readout]) / norm
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def log_likelihood(z: jax.Array, coordinates: Coordinates, data: Data) -> jax.Array:
+    """Ln p(y | C(z)), up to constants; differentiable by z."""
+    return log_likelihood_and_gradient(z, coordinates, data)[0]
+
+
+def _pull(_: Coordinates, gradient: jax.Array, slope: jax.Array) -> tuple[jax.Array, None]:
+    return slope * gradient, None
+
+
+log_likelihood.defvjp(log_likelihood_and_gradient, _pull)
+
+
+def full_kernel(steps: Sequence[Step]) -> jax.Array:
+    """C, shape (T, P, T, P)."""
+    T, P = len(steps), len(steps[0].h)
+    lower = lower_kernel(steps)
+    own = np.kron(np.eye(T), np.ones((P, P))) > 0
+    return (lower + jnp.where(own, 0, lower.T)).reshape(T, P, T, P)
+
+
+def model(coordinates: Coordinates, data: Data) -> None:
+    """Define the NumPyro model: z of shape (rank, N), and the likelihood of its kernel."""
+    shape = (coordinates.rank, coordinates.width)
+    z = numpyro.sample("z", dist.Normal(0, 1).expand(shape).to_event(2))
+    numpyro.deterministic("kernel", full_kernel(unfold(z, coordinates, data)[0]))
+    numpyro.factor("targets", log_likelihood(z, coordinates, data))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -14,26 +14,17 @@ import numpy as np
 import xarray as xr
 
 from bayeskernel.errors import InputError, positive_integer
-from bayeskernel.inference import chains, preactivations, record, weights
+from bayeskernel.inference import chains, coordinates, record, weights
 from bayeskernel.inference.checkpoint import Checkpoint, Draws, identity
 from bayeskernel.inference.progress import chain_bars
-from bayeskernel.inference.space import (
-    Space,
-    kernels_of_linear_networks,
-    preactivation_space,
-    weight_space,
-)
+from bayeskernel.inference.spaces import SPACES, weight_space
 from bayeskernel.keys import check_key
 from bayeskernel.network import Network, check_problem
+from bayeskernel.problem import problem
 from bayeskernel.tasks import Task
 
 # Prior draws per compiled call; a call holds one draw's weights at a time.
 _PRIOR_BATCH = 256
-SPACES: dict[str, Callable[[Any], Space]] = {
-    "weights": weight_space,
-    "preactivations": preactivation_space,
-    "kernels": kernels_of_linear_networks,
-}
 
 
 def sample(
@@ -102,8 +93,7 @@ def sample(
     chosen = _choose(space, network, task, keep)
     if sampler == "auto":
         sampler = "nuts" if chosen.name == "kernels" else "hmc"
-    if sampler == "hmc" and chosen.name == "kernels":
-        raise InputError("sampler", "'nuts' for space='kernels'", "'hmc'")
+    engine = _sampler(chosen.name, chosen.static, sampler, num_warmup, keep)
     kept = None
     if checkpoint is not None:
         layout = {
@@ -118,7 +108,6 @@ def sample(
         kept = Checkpoint(checkpoint, identity(network, task, record.seed_data(rng_key), layout))
         if (finished := kept.finished()) is not None:
             return finished
-    engine = _sampler(chosen.name, chosen.static, sampler, num_warmup, keep)
     keys = jax.random.split(rng_key, num_chains)
     title = f"{chosen.name}, {sampler} ({chosen.reason})"
     with (
@@ -159,10 +148,10 @@ def sample_prior(
     rng_key = check_key(rng_key)
     check_problem(network, task)
     positive_integer("num_samples", num_samples)
-    net, given = weights.structure(network, task.shape[0]), weights.data(network, task)
+    net, arrays = weights.structure(network, task.shape[0]), weights.arrays(network, task)
     keys = jax.random.split(rng_key, num_samples)
     parts = [
-        _prior_batch(keys[i : i + _PRIOR_BATCH], given, net)
+        _prior_batch(keys[i : i + _PRIOR_BATCH], arrays, net)
         for i in range(0, num_samples, _PRIOR_BATCH)
     ]
     draws = {k: np.concatenate([np.asarray(part[k]) for part in parts])[None] for k in parts[0]}
@@ -173,41 +162,44 @@ def sample_prior(
 class _Choice(NamedTuple):
     name: str
     reason: str
-    static: weights.Structure | preactivations.Coordinates
+    static: weights.Structure | coordinates.Coordinates
     data: Any
 
 
 def _choose(space: str, network: Network, task: Task, keep: tuple[str, ...]) -> _Choice:
     """Pick the space, and say why."""
-    net = weights.structure(network, task.shape[0])
-    if space == "weights" or (space == "auto" and "weights" in keep):
-        reason = "as asked" if space == "weights" else "weights are to be kept"
-        return _Choice("weights", reason, net, weights.data(network, task))
-    pivots = preactivations.find_pivots(jax.random.key(0), network, task)
-    at = preactivations.coordinates(network, pivots)
-    if space != "auto":
-        name, reason = space, "as asked"
-    else:
-        name, reason = _smallest(net, at, task, keep)
+    asked = space != "auto" or "weights" in keep
+    name, reason = ("weights" if space == "auto" else space), "as asked"
+    if space == "auto" and asked:
+        reason = "weights are to be kept"
+    if name == "weights" and asked:
+        net = weights.structure(network, task.shape[0])
+        return _Choice(name, reason, net, weights.arrays(network, task))
+    defined = problem(network, task)
+    form = coordinates.coordinates(defined, coordinates.find_pivots(defined))
+    if not asked:
+        name, reason = _smallest(network, task, form, keep)
     if name == "weights":
-        return _Choice(name, reason, net, weights.data(network, task))
+        net = weights.structure(network, task.shape[0])
+        return _Choice(name, reason, net, weights.arrays(network, task))
     with jax.enable_x64(name == "kernels" or _double()):
-        return _Choice(name, reason, at, preactivations.data(network, task))
+        return _Choice(name, reason, form, coordinates.arrays(defined))
 
 
 def _smallest(
-    net: weights.Structure, at: preactivations.Coordinates, task: Task, keep: tuple[str, ...]
+    network: Network, task: Task, form: coordinates.Coordinates, keep: tuple[str, ...]
 ) -> tuple[str, str]:
-    if at.width < at.rank:
-        reason = f"fewer units than independent sites ({at.width} < {at.rank})"
+    if form.width < form.rank:
+        reason = f"fewer units than independent sites ({form.width} < {form.rank})"
         return "weights", f"{reason}: kernels are nearly singular"
+    net = weights.structure(network, task.shape[0])
     shapes = weights.site_shapes(net, task.shape[2], task.shape[3]).values()
     count = {
         "weights": sum(int(np.prod(shape)) for shape in shapes),
-        "preactivations": at.rank * at.width,
+        "preactivations": form.rank * form.width,
     }
-    if at.phi.name == "linear" and not keep:
-        count["kernels"] = at.rank * (at.rank + 1) // 2
+    if form.phi.name == "linear" and not keep:
+        count["kernels"] = form.rank * (form.rank + 1) // 2
     best = min(count, key=lambda name: count[name])
     sizes = ", ".join(f"{name} {n}" for name, n in count.items())
     return best, f"fewest dimensions ({sizes})"
@@ -220,7 +212,7 @@ def _double() -> bool:
 @lru_cache(maxsize=32)
 def _sampler(
     name: str,
-    static: weights.Structure | preactivations.Coordinates,
+    static: weights.Structure | coordinates.Coordinates,
     algorithm: str,
     num_warmup: int,
     keep: tuple[str, ...],
@@ -234,12 +226,12 @@ def _sampler(
 
 @jax.jit(static_argnums=2)
 def _prior_batch(
-    keys: jax.Array, given: weights.Data, net: weights.Structure
+    keys: jax.Array, data: weights.Data, net: weights.Structure
 ) -> dict[str, jax.Array]:
     space = weight_space(net)
 
     def one(key: jax.Array) -> dict[str, jax.Array]:
-        return space.observe(key, space.draw_prior(key, given), given, ())
+        return space.observe(key, space.draw_prior(key, data), data, ())
 
     return jax.lax.map(one, keys)
 

@@ -67,11 +67,11 @@ def structure(network: Network, steps: int) -> Structure:
     )
 
 
-def data(network: Network, task: Task) -> Data:
+def arrays(network: Network, task: Task) -> Data:
     """Collect the arrays of a network on a task, in the caller's default float type."""
     scales = np.array([network.recurrent_std, network.input_std, network.readout_std])
-    arrays = (task.inputs, np.nan_to_num(task.targets), task.supervised, scales, network.noise)
-    return Data(*(jnp.asarray(a) for a in arrays))
+    values = (task.inputs, np.nan_to_num(task.targets), task.supervised, scales, network.noise)
+    return Data(*(jnp.asarray(a) for a in values))
 
 
 def site_shapes(net: Structure, features: int, outputs: int) -> dict[str, tuple[int, int, int]]:
@@ -84,24 +84,24 @@ def site_shapes(net: Structure, features: int, outputs: int) -> dict[str, tuple[
     }
 
 
-def draw_prior(rng_key: jax.Array, net: Structure, given: Data) -> dict[str, jax.Array]:
+def draw_prior(rng_key: jax.Array, net: Structure, data: Data) -> dict[str, jax.Array]:
     """Standard normal variables of all sites that exist (one step needs no recurrent weights)."""
-    shapes = site_shapes(net, given.inputs.shape[2], given.targets.shape[2])
+    shapes = site_shapes(net, data.inputs.shape[2], data.targets.shape[2])
     keys = jax.random.split(rng_key, len(shapes))
     return {
-        name: jax.random.normal(key, shape, given.inputs.dtype)
+        name: jax.random.normal(key, shape, data.inputs.dtype)
         for key, (name, shape) in zip(keys, shapes.items(), strict=True)
         if 0 not in shape
     }
 
 
-def preactivations(z: dict[str, jax.Array], net: Structure, given: Data) -> jax.Array:
+def preactivations(z: dict[str, jax.Array], net: Structure, data: Data) -> jax.Array:
     """Run the network: h of shape (T, P, N)."""
     # Scales multiply activities, not weights: T P N products instead of N^2.
-    recurrent_scale = given.scales[0] / np.sqrt(net.width)
-    input_scale = given.scales[1] / np.sqrt(given.inputs.shape[2])
+    recurrent_scale = data.scales[0] / np.sqrt(net.width)
+    input_scale = data.scales[1] / np.sqrt(data.inputs.shape[2])
     steps: list[jax.Array] = []
-    for t, x in enumerate(given.inputs):
+    for t, x in enumerate(data.inputs):
         h = (input_scale * x) @ z["input"][net.labels.input[t]].T
         if t:
             activity = net.phi(steps[-1])
@@ -110,39 +110,45 @@ def preactivations(z: dict[str, jax.Array], net: Structure, given: Data) -> jax.
     return jnp.stack(steps)
 
 
-def forward(z: dict[str, jax.Array], net: Structure, given: Data) -> tuple[jax.Array, jax.Array]:
-    """Activities phi(h) of shape (T, P, N) and outputs f of shape (T, P, O)."""
-    activities = net.phi(preactivations(z, net, given))
+def outputs(z: dict[str, jax.Array], h: jax.Array, net: Structure, data: Data) -> jax.Array:
+    """F of shape (T, P, O)."""
     readout = z["readout"][np.array(net.labels.readout)]
-    scale = given.scales[2] / (net.width if net.mean_field else np.sqrt(net.width))
-    return activities, jnp.einsum("tai,toi->tao", scale * activities, readout)
+    scale = data.scales[2] / (net.width if net.mean_field else np.sqrt(net.width))
+    return jnp.einsum("tai,toi->tao", scale * net.phi(h), readout)
 
 
-def temperature(net: Structure, given: Data) -> jax.Array:
-    """Variance of the observation noise: kappa / N in mean-field scaling, else kappa."""
-    return jnp.asarray(given.noise / net.width if net.mean_field else given.noise)
+def observation(output: jax.Array, net: Structure, data: Data) -> dist.Distribution:
+    """Law of the supervised targets: outputs with noise of variance kappa / N, kappa in standard scaling."""
+    variance = data.noise / net.width if net.mean_field else data.noise
+    return dist.Normal(output, jnp.sqrt(variance)).mask(data.supervised).to_event(3)
 
 
-def model(net: Structure, given: Data) -> None:
+def log_likelihood(net: Structure, z: dict[str, jax.Array], data: Data) -> jax.Array:
+    """Ln p(y | z)."""
+    output = outputs(z, preactivations(z, net, data), net, data)
+    return jnp.asarray(observation(output, net, data).log_prob(data.targets))
+
+
+def model(net: Structure, data: Data) -> None:
     """Define the NumPyro model of weights, kernels, outputs and targets."""
-    shapes = site_shapes(net, given.inputs.shape[2], given.targets.shape[2])
+    shapes = site_shapes(net, data.inputs.shape[2], data.targets.shape[2])
     z = {
         name: numpyro.sample(name, dist.Normal(0, 1).expand(shape).to_event(3))
         for name, shape in shapes.items()
         if 0 not in shape
     }
-    activities, output = forward(z, net, given)
-    numpyro.deterministic("kernel", representational_kernel(activities))
+    h = preactivations(z, net, data)
+    output = outputs(z, h, net, data)
+    numpyro.deterministic("kernel", representational_kernel(net.phi(h)))
     numpyro.deterministic("output", output)
-    likelihood = dist.Normal(output, jnp.sqrt(temperature(net, given))).mask(given.supervised)
-    numpyro.sample("targets", likelihood.to_event(3), obs=given.targets)
+    numpyro.sample("targets", observation(output, net, data), obs=data.targets)
 
 
-def scale_sites(z: dict[str, jax.Array], net: Structure, given: Data) -> dict[str, jax.Array]:
+def scale_sites(z: dict[str, jax.Array], net: Structure, data: Data) -> dict[str, jax.Array]:
     """W, U and v as they act in the network, from standard normal variables."""
     scale = {
-        "recurrent": given.scales[0] / np.sqrt(net.width),
-        "input": given.scales[1] / np.sqrt(given.inputs.shape[2]),
-        "readout": given.scales[2],
+        "recurrent": data.scales[0] / np.sqrt(net.width),
+        "input": data.scales[1] / np.sqrt(data.inputs.shape[2]),
+        "readout": data.scales[2],
     }
     return {name: scale[name] * value for name, value in z.items()}

@@ -24,7 +24,7 @@ import xarray as xr
 
 import bayeskernel as bk
 from bayeskernel.gauge import align, flip_kernel, sign_symmetry
-from bayeskernel.inference import chains, rotation, weights
+from bayeskernel.inference import chains, weights
 from bayeskernel.inference.run import _choose, _sampler
 from bayeskernel.kernels import representational_kernel
 
@@ -67,21 +67,18 @@ class Target(NamedTuple):
 
 
 def target(network: bk.Network, task: bk.Task) -> Target:
-    net, given = weights.structure(network, task.shape[0]), weights.data(network, task)
-    likelihood = rotation.log_likelihood(lambda data: weights.model(net, data))
+    net, data = weights.structure(network, task.shape[0]), weights.arrays(network, task)
 
     @jax.jit
     def log_density(z: Any) -> jax.Array:
-        return likelihood(z, given) - sum(jnp.sum(v**2) for v in z.values()) / 2
+        return weights.log_likelihood(net, z, data) - sum(jnp.sum(v**2) for v in z.values()) / 2
 
     def prior(key: jax.Array) -> Any:
-        return weights.draw_prior(key, net, given)
+        return weights.draw_prior(key, net, data)
 
-    # NumPyro's handlers are global: the model is traced here, not by two chains' threads at once.
-    jax.eval_shape(log_density, jax.eval_shape(prior, jax.random.key(0)))
     return Target(
         log_density,
-        lambda z: representational_kernel(weights.forward(z, net, given)[0]),
+        lambda z: representational_kernel(net.phi(weights.preactivations(z, net, data))),
         prior,
     )
 

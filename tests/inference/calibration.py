@@ -17,13 +17,10 @@ from scipy.special import erf
 from scipy.stats import norm
 
 import bayeskernel as bk
-from bayeskernel.inference import chains, preactivations, weights
-from bayeskernel.inference.space import (
-    Space,
-    kernels_of_linear_networks,
-    preactivation_space,
-    weight_space,
-)
+from bayeskernel.inference import chains, coordinates, weights
+from bayeskernel.inference.spaces import SPACES as TABLE
+from bayeskernel.inference.spaces import Space
+from bayeskernel.problem import problem
 
 FALSE_ALARM = 1e-4
 POWER = 0.9
@@ -158,7 +155,7 @@ def setting(name: str, given: Case) -> Setting:
     network, task, (_, _, _) = given
     net = weights.structure(network, task.shape[0])
     if name == "weights":
-        arrays = weights.data(network, task)
+        arrays = weights.arrays(network, task)
 
         def weight_data(y: jax.Array) -> Any:
             return arrays._replace(targets=jnp.where(arrays.supervised, y, 0.0))
@@ -174,17 +171,17 @@ def setting(name: str, given: Case) -> Setting:
             assert {k: v.shape[1:] for k, v in z.items()} == shapes
             return z
 
-        return Setting(weight_space(net), weight_data, weight_position)
-    pivots = preactivations.find_pivots(jax.random.key(0), network, task)
-    at = preactivations.coordinates(network, pivots)
-    arrays = preactivations.data(network, task)
-    given_at = arrays.supervised
+        return Setting(TABLE["weights"](net), weight_data, weight_position)
+    defined = problem(network, task)
+    form = coordinates.coordinates(defined, coordinates.find_pivots(defined))
+    arrays = coordinates.arrays(defined)
 
     def data(y: jax.Array) -> Any:
-        at_sites = y.reshape(-1, y.shape[-1])[given_at.sites]
-        return arrays._replace(supervised=given_at._replace(targets=given_at.mask * at_sites))
+        by_site = y.reshape(-1, y.shape[-1])
+        targets = tuple(by_site[np.ix_(r.sites, r.outputs)] for r in defined.readings)
+        return arrays._replace(targets=targets)
 
-    space = preactivation_space(at) if name == "preactivations" else kernels_of_linear_networks(at)
+    space = TABLE[name](form)
 
     def position(values: Values) -> dict[str, np.ndarray]:
         """z = chol(K)^-1 h; B = chol(K)^-1 chol(N h h^T)."""
@@ -227,19 +224,19 @@ def transitions(
     # Weights of linear networks, whose activities nothing bounds, need shorter ones.
     unbounded = name == "weights" and given.network.activation == "linear"
     step_size = STEP_SIZE[name] / (3 if unbounded else 1)
-    make = chains._nuts if algorithm == "nuts" else chains._hmc
-    init, step = make(at.space, 0)
+    make = chains.nuts if algorithm == "nuts" else chains.exact_hmc
 
     def one(key: jax.Array, z: Any, y: jax.Array) -> dict[str, jax.Array]:
         data = at.data(y)
         key, key_observe = jax.random.split(key)
-        state = init(key, z, data)
+        first, step, idle = make(at.space._replace(draw_prior=lambda *_: z), 0)
+        state = first(key, data)
         if algorithm == "nuts":
             fixed = state.adapt_state._replace(step_size=jnp.asarray(step_size, float))
             state = state._replace(adapt_state=fixed)
         else:
             state = state._replace(step_size=jnp.asarray(step_size, float))
-        state = jax.lax.fori_loop(0, moves, lambda _, s: step(s, data), state)
+        state = jax.lax.fori_loop(0, idle + moves, lambda _, s: step(s, data), state)
         seen = at.space.observe(key_observe, state.z, data, KEPT[name])
         return seen | {"accept": state.accept_prob}
 

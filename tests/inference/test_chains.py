@@ -5,6 +5,7 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.inference import chains, run
+from bayeskernel.inference.spaces import SPACES
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,7 @@ def test_a_shape_is_compiled_once(space, algorithm, table1_task):
     with jax.enable_x64(space == "kernels"):
         network = bk.Network(8, "linear")
         chosen = run._choose(space, network, table1_task, ())
-        sampler = chains.build(run.SPACES[space](chosen.static), algorithm, 10, ())
+        sampler = chains.build(SPACES[space](chosen.static), algorithm, 10, ())
         first = jax.eval_shape(sampler.start, jax.random.key(0), chosen.data)
         later, _ = jax.eval_shape(sampler.advance, first, chosen.data, 1)
     assert jax.tree.map(str, first) == jax.tree.map(str, later)

@@ -7,8 +7,10 @@ import pytest
 from numpyro.infer.util import log_density
 
 import bayeskernel as bk
+from bayeskernel.inference import coordinates as co
 from bayeskernel.inference import kernel_space
 from bayeskernel.inference import preactivations as pre
+from bayeskernel.problem import problem
 
 from . import references
 
@@ -31,8 +33,8 @@ def test_density_is_its_closed_form(sharing, scaling, width, double):
     """-ln p(C) = N F0(C) + (d + 1)/2 ln det C - ln p(y|C), in the sampler's coordinates by Jacobian."""
     task = bk.Task(np.random.default_rng(0).normal(size=(3, 1, 2)), [[np.nan], [0.3], [1.5]])
     network = bk.Network(width, "linear", sharing, scaling=scaling, noise=0.4, recurrent_std=1.1)
-    at = pre.coordinates(network, ((0,), (0,), (0,)))
-    given = pre.data(network, task)
+    form = co.coordinates(problem(network, task), ((0,), (0,), (0,)))
+    data = co.arrays(problem(network, task))
     K, S = references.kernel_maps(network, task, sharing)
     rows, columns = np.tril_indices(3, -1)
     upper = np.triu_indices(3)
@@ -42,8 +44,8 @@ def test_density_is_its_closed_form(sharing, scaling, width, double):
         return {"below": below, "diagonal": u[3:]}
 
     def C(u):
-        h = pre.preactivations(kernel_space.factor(position(u), at), at, given)
-        return pre.kernel_of(h, at).reshape(3, 3)
+        B = kernel_space.factor(position(u), form)
+        return pre.full_kernel(pre.unfold(B, form, data)[0]).reshape(3, 3)
 
     def closed_form(u):
         c = np.asarray(C(u))
@@ -56,7 +58,7 @@ def test_density_is_its_closed_form(sharing, scaling, width, double):
 
     def package(u):
         # The idle entries of ``below`` are standard normal.
-        return float(log_density(kernel_space.model, (at, given), {}, position(u))[0])
+        return float(log_density(kernel_space.model, (form, data), {}, position(u))[0])
 
     rng = np.random.default_rng(1)
     points = [jnp.asarray(rng.normal(size=6)) for _ in range(4)]
@@ -69,8 +71,9 @@ def test_density_is_its_closed_form(sharing, scaling, width, double):
 def test_prior_draws_have_bartletts_distribution(double):
     """B B^T / N is Wishart: mean one, variances 2/N and 1/N."""
     network = bk.Network(20, "linear")
-    at = pre.coordinates(network, ((0,), (0,), (0,)))
-    draw = jax.vmap(lambda k: kernel_space.factor(kernel_space.draw_prior(k, at), at))
+    task = bk.tasks.endpoint([[1.0]], [1.0], 3)
+    form = co.coordinates(problem(network, task), ((0,), (0,), (0,)))
+    draw = jax.vmap(lambda k: kernel_space.factor(kernel_space.draw_prior(k, form), form))
     count = 40_000
     B = np.asarray(draw(jax.random.split(jax.random.key(0), count)))
     Q = B @ B.swapaxes(1, 2) / 20

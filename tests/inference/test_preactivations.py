@@ -8,8 +8,10 @@ from numpyro.infer.util import log_density
 from scipy.stats import norm
 
 import bayeskernel as bk
+from bayeskernel.inference import coordinates as co
 from bayeskernel.inference import preactivations as pre
-from bayeskernel.inference import rotation
+from bayeskernel.inference import readout
+from bayeskernel.problem import problem
 
 from . import references
 
@@ -17,68 +19,130 @@ SHARING = bk.Sharing([0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1])
 SCALES = {"input_std": 0.7, "recurrent_std": 1.3, "readout_std": 1.2, "noise": 0.2}
 
 
-def coordinates(network, task):
-    return pre.coordinates(network, pre.find_pivots(jax.random.key(0), network, task))
+def posterior(network, task):
+    defined = problem(network, task)
+    return co.coordinates(defined, co.find_pivots(defined)), co.arrays(defined)
+
+
+def preactivations(z, coordinates, data):
+    return np.stack([np.asarray(step.h) for step in pre.unfold(z, coordinates, data)[0]])
 
 
 @pytest.mark.parametrize("scaling", ["mean_field", "standard"])
 @pytest.mark.parametrize("activation", ["linear", "erf", "relu"])
 def test_density_is_its_definition(activation, scaling, general_task, double):
     network = bk.Network(9, activation, SHARING, scaling=scaling, **SCALES)
-    at, given = coordinates(network, general_task), pre.data(network, general_task)
-    z = np.random.default_rng(0).normal(size=(8, 9))
+    coordinates, data = posterior(network, general_task)
     K, S = references.kernel_maps(network, general_task, SHARING)
-    h = references.preactivations(
-        z, network, general_task, K, lambda x: np.asarray(network.phi(jnp.asarray(x)))
-    )
-    assert np.asarray(pre.preactivations(jnp.asarray(z), at, given)).reshape(8, 9) == pytest.approx(
-        h, rel=1e-8
-    )
-    phi = np.asarray(network.phi(jnp.asarray(h)))
-    expected = references.log_evidence(phi @ phi.T / 9, network, general_task, S)
-    evidence = float(
-        rotation.log_likelihood(lambda d: pre.model(at, d))({"z": jnp.asarray(z)}, given)
-    )
-    # The package leaves out constants: ln N for scaling, ln kappa for entries without a target.
-    other = np.random.default_rng(1).normal(size=(8, 9))
-    h2 = references.preactivations(
-        other, network, general_task, K, lambda x: np.asarray(network.phi(jnp.asarray(x)))
-    )
-    phi2 = np.asarray(network.phi(jnp.asarray(h2)))
-    expected -= references.log_evidence(phi2 @ phi2.T / 9, network, general_task, S)
-    evidence -= float(
-        rotation.log_likelihood(lambda d: pre.model(at, d))({"z": jnp.asarray(other)}, given)
-    )
-    assert evidence == pytest.approx(expected, rel=1e-9)
+
+    def phi(x):
+        return np.asarray(network.phi(jnp.asarray(x)))
+
+    def expected(z):
+        h = references.preactivations(z, network, general_task, K, phi)
+        h_here = preactivations(jnp.asarray(z), coordinates, data).reshape(8, 9)
+        assert h_here == pytest.approx(h, rel=1e-8)
+        return references.log_evidence(phi(h) @ phi(h).T / 9, network, general_task, S)
+
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(2, 8, 9))
+    values = [float(pre.log_likelihood(jnp.asarray(z), coordinates, data)) for z in (one, two)]
+    # The package leaves out constants, ln N for scaling.
+    assert values[0] - values[1] == pytest.approx(expected(one) - expected(two), rel=1e-9)
 
 
-def test_numpyro_model_is_prior_times_evidence(general_task, double):
+def differentiable(z, network, task, coordinates, data):
+    """The same function by library calls, for automatic differentiation; pivots are known."""
+    T, P = task.shape[:2]
+    recurrent = jnp.repeat(jnp.repeat(data.recurrent, P, 0), P, 1)
+    C, h = jnp.zeros((T * P, T * P)), jnp.zeros((0, network.width))
+    pivots, used, sites = coordinates.pivots, 0, []
+    for t in range(T):
+        K = data.input_kernel + recurrent * jnp.pad(C[: -P or None, : -P or None], ((P, 0), (P, 0)))
+        sites = sites + [t * P + a for a in pivots[t]]
+        used += len(pivots[t])
+        index = np.array(sites)
+        L = jnp.linalg.cholesky(K[index][:, index])
+        own = np.arange(t * P, (t + 1) * P)
+        A = jax.scipy.linalg.solve_triangular(L, K[index][:, own], lower=True).T
+        h = jnp.concatenate([h, A @ z[:used]])
+        activities = jnp.pad(network.phi(h), ((0, T * P - len(h)), (0, 0)))
+        C = activities @ activities.T / network.width
+    total, count = 0.0, network.width if coordinates.mean_field else 1
+    for o in range(task.shape[3]):
+        sites = np.flatnonzero(task.supervised[..., o].ravel())
+        readout_ = jnp.repeat(jnp.repeat(data.readout, P, 0), P, 1)
+        S = (readout_ * C)[sites][:, sites] + network.noise * jnp.eye(len(sites))
+        y = task.targets[..., o].ravel()[sites]
+        total -= count / 2 * y @ jnp.linalg.solve(S, y) + jnp.linalg.slogdet(S)[1] / 2
+    return total
+
+
+GRADIENTS = {
+    "mixed": (bk.Network(9, "erf", SHARING, **SCALES), None),
+    "standard": (bk.Network(9, "relu", SHARING, scaling="standard", **SCALES), None),
+    "duplicates": (
+        bk.Network(12, "tanh"),
+        bk.tasks.endpoint([[1.0, 0.5], [0.3, -1.0], [1.0, 0.5]], [1.0, -1.0, 0.5], 3),
+    ),
+    "fewer inputs than patterns": (
+        bk.Network(200, "erf", noise=0.3),
+        bk.tasks.digits(patterns_per_class=10, steps=4).scaled(2.0),
+    ),
+    "many outputs, first step alone": (
+        bk.Network(9, "erf"),
+        bk.Task(
+            np.random.default_rng(0).normal(size=(2, 3, 4)),
+            np.stack([np.eye(3), np.full((3, 3), np.nan)]),
+        ),
+    ),
+    "one step": (bk.Network(9, "tanh"), bk.tasks.endpoint(np.eye(3), [1.0, -1.0, 0.5], 1)),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradient_is_that_of_automatic_differentiation(name, general_task, double):
+    network, task = GRADIENTS[name]
+    task = task or general_task
+    coordinates, data = posterior(network, task)
+    z = jnp.asarray(np.random.default_rng(1).normal(size=(coordinates.rank, network.width)))
+    reference = jax.value_and_grad(differentiable)
+    (value, expected), (found, gradient) = (
+        jax.jit(f)(z)
+        for f in (
+            lambda z: reference(z, network, task, coordinates, data),
+            lambda z: pre.log_likelihood_and_gradient(z, coordinates, data),
+        )
+    )
+    assert float(found) == pytest.approx(float(value), rel=1e-10)
+    error = np.abs(np.asarray(gradient - expected)).max()
+    assert error < 1e-10 * np.abs(np.asarray(expected)).max()
+    pulled = jax.grad(lambda z: 3.0 * pre.log_likelihood(z, coordinates, data))(z)
+    assert np.abs(np.asarray(pulled - 3 * gradient)).max() < 1e-9 * np.abs(np.asarray(pulled)).max()
+
+
+def test_numpyro_model_is_prior_times_likelihood(general_task, double):
     network = bk.Network(9, "erf", SHARING, **SCALES)
-    at, given = coordinates(network, general_task), pre.data(network, general_task)
-    z = {"z": jax.random.normal(jax.random.key(1), (8, 9))}
-    evidence = float(rotation.log_likelihood(lambda d: pre.model(at, d))(z, given))
-    value, trace = log_density(pre.model, (at, given), {}, z)
-    assert float(value) == pytest.approx(
-        evidence + norm.logpdf(np.asarray(z["z"])).sum(), rel=1e-12
-    )
-    h = pre.preactivations(z["z"], at, given)
-    assert trace["kernel"]["value"] == pytest.approx(np.asarray(pre.kernel_of(network.phi(h), at)))
+    coordinates, data = posterior(network, general_task)
+    z = jax.random.normal(jax.random.key(1), (8, 9))
+    value, trace = log_density(pre.model, (coordinates, data), {}, {"z": z})
+    expected = float(pre.log_likelihood(z, coordinates, data)) + norm.logpdf(np.asarray(z)).sum()
+    assert float(value) == pytest.approx(expected, rel=1e-12)
+    phi = np.asarray(network.phi(preactivations(z, coordinates, data)))
+    kernel = np.einsum("tai,sbi->tasb", phi, phi) / 9
+    assert trace["kernel"]["value"] == pytest.approx(kernel)
 
 
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 def test_duplicate_patterns_are_equal_units(activation, double):
     task = bk.tasks.endpoint([[1.0, 0.5], [0.3, -1.0], [1.0, 0.5]], [1.0, -1.0, 0.5], 3)
     network = bk.Network(12, activation)
-    at, given = coordinates(network, task), pre.data(network, task)
-    assert [len(p) for p in at.pivots] == [2, 2, 2]
-    z = jax.random.normal(jax.random.key(0), (at.rank, 12))
-    h = np.asarray(pre.preactivations(z, at, given))
+    coordinates, data = posterior(network, task)
+    assert [len(p) for p in coordinates.pivots] == [2, 2, 2]
+    z = jax.random.normal(jax.random.key(0), (coordinates.rank, 12))
+    h = preactivations(z, coordinates, data)
     assert h[:, 0] == pytest.approx(h[:, 2], abs=1e-9)
-    gradient = jax.grad(
-        lambda z: pre.log_evidence(
-            pre.kernel_of(network.phi(pre.preactivations(z, at, given)), at), at, given
-        )
-    )(z)
+    gradient = pre.log_likelihood_and_gradient(z, coordinates, data)[1]
     assert np.isfinite(np.asarray(gradient)).all()
 
 
@@ -87,10 +151,10 @@ def test_more_patterns_than_reachable_directions(double):
     rng = np.random.default_rng(0)
     task = bk.tasks.endpoint(rng.normal(size=(7, 3)), rng.normal(size=7), 3)
     network = bk.Network(4, "tanh")
-    at, given = coordinates(network, task), pre.data(network, task)
+    coordinates, data = posterior(network, task)
     # One matrix W of 4 columns serves both steps: 3 + 4 directions in all.
-    assert [len(p) for p in at.pivots] == [3, 4, 0]
-    h = np.asarray(pre.preactivations(jax.random.normal(jax.random.key(2), (7, 4)), at, given))
+    assert [len(p) for p in coordinates.pivots] == [3, 4, 0]
+    h = preactivations(jax.random.normal(jax.random.key(2), (7, 4)), coordinates, data)
     x, phi = task.inputs, np.tanh(h)
     before = np.concatenate([phi[0], phi[1]])
     W = np.linalg.lstsq(before, np.concatenate([h[1], h[2]]), rcond=None)[0]
@@ -103,16 +167,14 @@ def test_prior_of_the_map_is_the_prior_of_the_network():
     """z ~ N(0, 1) must give the kernels that weights from the prior give, at the same narrow width."""
     task = bk.Task(np.random.default_rng(2).normal(size=(3, 2, 3)), np.ones((3, 2)))
     network = bk.Network(6, "relu", [0, 0, 1], recurrent_std=1.2)
-    at, given = coordinates(network, task), pre.data(network, task)
+    coordinates, data = posterior(network, task)
     count = 20_000
     keys = jax.random.split(jax.random.key(0), count)
 
     @jax.jit
     def kernels(keys):
-        z = jax.vmap(lambda k: jax.random.normal(k, (at.rank, 6)))(keys)
-        return jax.lax.map(
-            lambda z: pre.kernel_of(network.phi(pre.preactivations(z, at, given)), at), z
-        )
+        z = jax.vmap(lambda k: jax.random.normal(k, (coordinates.rank, 6)))(keys)
+        return jax.lax.map(lambda z: pre.full_kernel(pre.unfold(z, coordinates, data)[0]), z)
 
     mapped = np.asarray(kernels(keys), np.float64)
     direct = bk.sample_prior(jax.random.key(1), network, task, num_samples=count)["prior"]["kernel"]
@@ -127,10 +189,10 @@ def test_readout_is_drawn_from_its_conditional(double):
     """Mean and covariance of v given activities and targets, against Gaussian conditioning."""
     task = bk.tasks.sine(2, 3, supervised=[1, 3])
     network = bk.Network(5, "tanh", bk.Sharing(readout=[0, 1, 0]), noise=0.3, readout_std=1.4)
-    at, given = coordinates(network, task), pre.data(network, task)
+    coordinates, data = posterior(network, task)
     phi = jnp.asarray(np.random.default_rng(0).normal(size=(3, 2, 5)))
     count = 40_000
-    draw = jax.vmap(lambda k: pre.draw_readout(k, phi, at, given))
+    draw = jax.vmap(lambda k: readout.draw(k, phi, coordinates, data))
     v = np.asarray(draw(jax.random.split(jax.random.key(0), count)))[:, :, 0]
     # Readout 0 reads steps 1 and 3 and sees all targets; readout 1 stays at its prior.
     A = np.asarray(phi)[[0, 2]].reshape(4, 5) / 5

@@ -61,13 +61,13 @@ def test_model_is_its_definition(activation, scaling, general_task, double):
         3, activation, SHARING, scaling=scaling,
         input_std=0.7, recurrent_std=1.3, readout_std=1.2, noise=0.2,
     )  # fmt: skip
-    net, given = weights.structure(network, 4), weights.data(network, general_task)
-    z = weights.draw_prior(jax.random.key(2), net, given)
+    net, data = weights.structure(network, 4), weights.arrays(network, general_task)
+    z = weights.draw_prior(jax.random.key(2), net, data)
     kernel, output, log_likelihood = loops(
         jax.tree.map(np.asarray, z), network, general_task, SHARING
     )
     prior = sum(float(norm.logpdf(v).sum()) for v in z.values())
-    value, trace = log_density(weights.model, (net, given), {}, z)
+    value, trace = log_density(weights.model, (net, data), {}, z)
     assert float(value) == pytest.approx(prior + log_likelihood, rel=1e-10)
     assert np.asarray(trace["kernel"]["value"]) == pytest.approx(kernel, rel=1e-10)
     assert np.asarray(trace["output"]["value"]) == pytest.approx(output, rel=1e-10)
@@ -75,8 +75,8 @@ def test_model_is_its_definition(activation, scaling, general_task, double):
 
 def test_prior_draws_are_standard_normal_and_independent():
     network, task = bk.Network(40, "linear", SHARING), bk.tasks.sine(2, 4)
-    net, given = weights.structure(network, 4), weights.data(network, task)
-    z = weights.draw_prior(jax.random.key(0), net, given)
+    net, data = weights.structure(network, 4), weights.arrays(network, task)
+    z = weights.draw_prior(jax.random.key(0), net, data)
     values = np.concatenate([np.asarray(v).ravel() for v in z.values()])
     # No site repeats another: equal random bits would make equal tails.
     assert not np.array_equal(
@@ -205,13 +205,14 @@ def test_one_step_knows_no_sharing():
 
 def test_permuting_patterns_permutes_kernels(general_task):
     network = bk.Network(6, "erf", SHARING)
-    net, given = weights.structure(network, 4), weights.data(network, general_task)
-    swapped = weights.data(
+    net, data = weights.structure(network, 4), weights.arrays(network, general_task)
+    swapped = weights.arrays(
         network, bk.Task(general_task.inputs[:, ::-1], general_task.targets[:, ::-1])
     )
-    z = weights.draw_prior(jax.random.key(2), net, given)
+    z = weights.draw_prior(jax.random.key(2), net, data)
     kernel, moved = (
-        np.asarray(representational_kernel(weights.forward(z, net, d)[0])) for d in (given, swapped)
+        np.asarray(representational_kernel(network.phi(weights.preactivations(z, net, arrays))))
+        for arrays in (data, swapped)
     )
     assert moved == pytest.approx(kernel[:, ::-1][:, :, :, ::-1], rel=1e-5)
 
