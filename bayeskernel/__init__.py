@@ -8,10 +8,10 @@ from bayeskernel.inference.diagnose import Diagnosis, diagnose
 from bayeskernel.inference.run import sample, sample_prior
 from bayeskernel.inference.storage import StorageError, load, save
 from bayeskernel.kernels import coherence
+from bayeskernel.meanfield.critical import CriticalSignal, critical_signal
 from bayeskernel.meanfield.free_energy import free_energy
 from bayeskernel.meanfield.prior import prior_kernel
 from bayeskernel.meanfield.solve import MeanField, solve
-from bayeskernel.meanfield.stability import CriticalSignal, critical_signal
 from bayeskernel.network import Network, Sharing
 from bayeskernel.report import report
 from bayeskernel.sweeps.dataset import open_sweep

@@ -51,7 +51,10 @@ _SLOPES: dict[str, Callable[[Floats], tuple[Floats, Floats]]] = {
     "linear": lambda h: (np.ones_like(h), np.zeros_like(h)),
     "erf": _erf_slopes,
     "tanh": _tanh_slopes,
-    "relu": lambda h: (1.0 * (h > 0), (np.abs(h) < _KINK) / (2 * _KINK)),
+    "relu": lambda h: (
+        np.asarray(h > 0, np.float64),
+        np.asarray((np.abs(h) < _KINK) / (2 * _KINK), np.float64),
+    ),
 }
 
 
@@ -78,6 +81,11 @@ class Activation:
     def named(self) -> bool:
         """Whether it is one of the package's own."""
         return _NAMED.get(self.name, (None,))[0] is self.function
+
+    @property
+    def linear(self) -> bool:
+        """Whether it is the identity, by name."""
+        return self.named and self.name == "linear"
 
     @cached_property
     def smooth(self) -> bool:

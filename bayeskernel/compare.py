@@ -211,14 +211,17 @@ def _finite_width(theory: MeanField, kernels: Floats) -> tuple[Floats, Floats]:
     Where it does not (large kernels, saddles), the draws' own spread gives the order of magnitude:
     variance over the size of the entry's diagonal, which is of order 1/N as the shift is.
     """
+    variance = kernels.var(axis=(0, 1))
     try:
-        return theory.kernel_std(), np.abs(theory.kernel_shift())
+        std = theory.kernel_std()
     except FluctuationError:
-        variance = kernels.var(axis=(0, 1))
+        std = np.full_like(variance, np.nan)
+    try:
+        return std, np.abs(theory.kernel_shift())
+    except FluctuationError:
         size = np.sqrt(np.einsum("tata->ta", theory.kernel))
         scale = np.einsum("ta,sb->tasb", size, size)
-        shift = np.divide(variance, scale, out=np.zeros_like(variance), where=scale > 0)
-        return np.full_like(variance, np.nan), shift
+        return std, np.divide(variance, scale, out=np.zeros_like(variance), where=scale > 0)
 
 
 def _table(columns: dict[str, Floats]) -> pd.DataFrame:

@@ -31,7 +31,7 @@ def covariance(C: Floats, reading: Readings, problem: Problem) -> Floats:
     """S at the sites of a reading, shape (n, n)."""
     sites = np.ix_(reading.sites, reading.sites)
     return output_covariance(
-        C[sites], _readout(reading, problem), np.float64(problem.noise), np.eye(len(reading.sites))
+        C[sites], _readout(reading, problem), np.asarray(problem.noise), np.eye(len(reading.sites))
     )
 
 
@@ -56,7 +56,7 @@ def energy(C: Floats, problem: Problem) -> float:
 def force(C: Floats, problem: Problem) -> Floats:
     """sv^2 M_V o sum_o a_o a_o^T = -2 d energy / dC, shape (d, d)."""
     dual = dual_targets(C, problem)
-    return problem.over_sites(problem.readout) * (dual @ dual.T)
+    return np.asarray(problem.over_sites(problem.readout) * (dual @ dual.T))
 
 
 class Stiffness:
@@ -77,6 +77,16 @@ class Stiffness:
         for (sites, factor, dual), readout in zip(self._parts, self._readouts, strict=True):
             pull = cho_solve(factor, (readout * dC[sites]) @ dual) @ dual.T
             out[sites] += readout * (pull + pull.T)
+        return out
+
+    def solved(self, dC: Floats, values: Floats) -> Floats:
+        """S^-1 (sv^2 M_V o dC) v, output by output on its supervised sites; v and the result (d, O)."""
+        out = np.zeros_like(values)
+        for reading, (sites, factor, _), readout in zip(
+            self._problem.readings, self._parts, self._readouts, strict=True
+        ):
+            own = np.ix_(reading.sites, reading.outputs)
+            out[own] = cho_solve(factor, (readout * dC[sites]) @ values[own])
         return out
 
 

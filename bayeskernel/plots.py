@@ -21,8 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 from bayeskernel.errors import InputError
 from bayeskernel.inference.diagnose import gauge_fixed
 from bayeskernel.kernels import coherence
+from bayeskernel.meanfield.critical import CriticalSignal
 from bayeskernel.meanfield.solve import MeanField
-from bayeskernel.meanfield.stability import CriticalSignal
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,7 +135,7 @@ class Problem:
             parity |= np.not_equal.outer(signs, signs).astype(np.int64) << bit
         return parity
 
-    def over_sites(self, blocks: NDArray[np.generic]) -> NDArray[np.generic]:
+    def over_sites(self, blocks: NDArray[Any]) -> NDArray[Any]:
         """A (T, T) array repeated for every pair of patterns, shape (d, d)."""
         return blocks[np.ix_(self.step_of, self.step_of)]
 
@@ -207,5 +207,5 @@ def _readings(task: Task) -> tuple[Readings, ...]:
     found = []
     for outputs in groups.values():
         sites = np.flatnonzero(supervised[:, outputs[0]])
-        found.append(Readings(sites, np.array(outputs), targets[np.ix_(sites, outputs)]))
+        found.append(Readings(sites, np.array(outputs), targets[sites][:, outputs]))
     return tuple(found)

@@ -190,12 +190,9 @@ def test_predictions_agree_with_theory(activation, noise):
     theory = bk.solve(network, task)
     predicted, std = theory.predict(new), theory.predict_std(new)[-1, :, 0]
     mean, monte_carlo = (a[-1, :, 0] for a in (predicted.mean, predicted.monte_carlo_error))
-    with jax.enable_x64(True):
-        found = [
-            theory._theory.extended(network, *theory._with_patterns(new[:, a : a + 1]))
-            for a in range(2)
-        ]
-        shift = np.array([f.fluctuations().output_shift[-1, 2, 0] for f in found]) / width
+    extended = [Fluctuations(theory._extended(theory._joint(new[:, a : a + 1]))) for a in range(2)]
+    shifts = [f.shift().output.reshape(3, 3, 1) for f in extended]
+    shift = np.array([shift[-1, 2, 0] for shift in shifts]) / width
     values = outputs["output"].to_numpy()
     left_over = shift**2 / np.abs(mean)
     error = np.sqrt(std**2 / ess + left_over**2 + monte_carlo**2)

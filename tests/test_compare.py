@@ -92,7 +92,8 @@ def test_large_kernels_take_their_finite_width_scale_from_the_draws(theory, monk
     assert row["finite_width"] == pytest.approx(
         theory.kernel_std()[1, 0, 2, 0] ** 2 / 2 / size, rel=0.1
     )
-    assert np.isnan(row["theory_std"])
+    # Standard deviations come from random directions.
+    assert row["theory_std"] == pytest.approx(theory.kernel_std()[1, 0, 2, 0], rel=0.3)
     assert cmp.agrees
 
 

@@ -11,7 +11,6 @@ import jax
 import pytest
 
 import bayeskernel as bk
-from bayeskernel import kernels
 from bayeskernel import problem as definitions
 from bayeskernel.inference import (
     conditional,
@@ -21,7 +20,7 @@ from bayeskernel.inference import (
     run,
     weights,
 )
-from bayeskernel.meanfield import free_energy, linear, problem, single_unit, solve
+from bayeskernel.meanfield import critical, free_energy, grid, particles, prior, solve
 from bayeskernel.network import StepLabels
 
 from . import test_kernels
@@ -74,20 +73,11 @@ CHECKS = {
 # In float64; theory chooses it itself, calibration runs as users do.
 DOUBLE = [name for name in CHECKS if not name.startswith(("theory", "joint"))]
 
-_map, _arrays, _supervision = kernels.kernel_map, weights.arrays, kernels.supervision
-_problem = definitions.problem
-_reads, _weigh = problem._reads, single_unit._weigh
+_arrays, _problem = weights.arrays, definitions.problem
+_fed_back, _tilt = definitions.Problem.fed_back, grid.tilt
 _masks, _likelihood = StepLabels.masks, readout.log_likelihood_and_slope
 _half_square, _normal_like, _rotate = hmc._half_square, hmc._normal_like, hmc._rotate
 _freedom = kernel_space._degrees_of_freedom
-
-
-def scaled_map(field, factor):
-    def mutated(network, task):
-        map_ = _map(network, task)
-        return map_._replace(**{field: factor * getattr(map_, field)})
-
-    return mutated
 
 
 def scaled_problem(field, factor):
@@ -104,11 +94,6 @@ def scaled_data(change):
 
 def scaled_tree(factor, tree):
     return jax.tree.map(lambda x: factor * x, tree)
-
-
-def without_last_site(task):
-    given = _supervision(task)
-    return kernels.Supervision(*(values[:-1] for values in given))
 
 
 def problem_without_last_site(network, task):
@@ -137,24 +122,18 @@ def without_log_determinant(lower, coordinates, data):
     return tuple((one - two) / 3 for one, two in zip(more, less, strict=True))
 
 
-def everywhere(name, function):
-    modules = (kernels, free_energy, problem, solve)
-    return [(module, name, function) for module in modules if hasattr(module, name)]
-
-
 def every_problem(function):
     tests = (calibration, test_kernels, test_kernel_space, test_preactivations)
-    return [(module, "problem", function) for module in (run, conditional, *tests)]
+    theory = (solve, critical, free_energy, prior)
+    return [(module, "problem", function) for module in (run, conditional, *theory, *tests)]
 
 
 MUTANTS = {
     "noise + 5 %": [
-        *everywhere("kernel_map", scaled_map("noise", 1.05)),
         *every_problem(scaled_problem("noise", 1.05)),
         (weights, "arrays", scaled_data(lambda d: d._replace(noise=1.05 * d.noise))),
     ],
     "recurrent std + 5 %": [
-        *everywhere("kernel_map", scaled_map("recurrent", 1.05**2)),
         *every_problem(scaled_problem("gain", 1.05**2)),
         (
             weights,
@@ -163,7 +142,6 @@ MUTANTS = {
         ),
     ],
     "readout std + 5 %": [
-        *everywhere("kernel_map", scaled_map("readout", 1.05**2)),
         *every_problem(scaled_problem("readout", 1.05**2)),
         (
             weights,
@@ -186,12 +164,11 @@ MUTANTS = {
         ),
     ],
     "one pattern dropped": [
-        *everywhere("supervision", without_last_site),
         *every_problem(problem_without_last_site),
         (weights, "arrays", scaled_data(without_last_pattern)),
     ],
     "log determinant missing": [(readout, "log_likelihood_and_slope", without_log_determinant)],
-    "shift not undone": [(linear, "unshift", lambda kernel: kernel)],
+    "shift not undone": [(definitions.Problem, "fed_back", definitions.Problem.fed)],
     "energy + 5 %": [(hmc, "_half_square", lambda z: 1.05 * _half_square(z))],
     "momentum + 5 %": [
         (hmc, "_normal_like", lambda *given: scaled_tree(1.05, _normal_like(*given)))
@@ -202,9 +179,11 @@ MUTANTS = {
     "a degree of freedom missing": [
         (kernel_space, "_degrees_of_freedom", lambda at: _freedom(at) - 1)
     ],
-    "K's slope - 5 %": [(problem, "_reads", lambda *given: 0.95 * _reads(*given))],
+    "K's slope - 5 %": [
+        (definitions.Problem, "fed_back", lambda problem, B: 0.95 * _fed_back(problem, B))
+    ],
     "tilt + 5 %": [
-        (single_unit, "_weigh", lambda phi, Ct: 1.05 * _weigh(phi, Ct)),
+        (module, "tilt", lambda phi, Ct: 1.05 * _tilt(phi, Ct)) for module in (grid, particles)
     ],
 }
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from bayeskernel.errors import InputError, instance
 from bayeskernel.gauge import SignSymmetry, sign_symmetry
-from bayeskernel.kernels import kernel_map
 from bayeskernel.keys import is_typed
 from bayeskernel.network import Network, Sharing, check_problem
+from bayeskernel.problem import problem as posed
 from bayeskernel.tasks import Task
 
 SITES = ("step", "pattern", "other_step", "other_pattern")
@@ -178,8 +178,11 @@ def _counts(data: xr.Dataset) -> dict[str, np.ndarray]:
 
 def _preactivation_kernel(kernel: np.ndarray, network: Network, task: Task) -> np.ndarray:
     """K(C) of every draw, in the draws' own precision."""
-    map_ = kernel_map(network, task)
-    K = np.broadcast_to(np.asarray(map_.input, kernel.dtype), kernel.shape).copy()
-    scale = np.asarray(map_.recurrent, kernel.dtype)[1:, :, 1:, :]
-    K[..., 1:, :, 1:, :] += scale * kernel[..., :-1, :, :-1, :]
+    defined, steps = posed(network, task), task.shape[0]
+    drive = defined.tensor(defined.input_kernel).astype(kernel.dtype)
+    K = np.broadcast_to(drive, kernel.shape).copy()
+    gain = defined.gain.tocoo()
+    for written, read, strength in zip(gain.row, gain.col, gain.data, strict=True):
+        (t, s), (before, other) = divmod(written, steps), divmod(read, steps)
+        K[..., t, :, s, :] += kernel.dtype.type(strength) * kernel[..., before, :, other, :]
     return K

@@ -1,254 +1,236 @@
 r"""How far does the kernel of a network of finite width stray from the mean-field kernel?
 
-For linear networks the kernel has an exact density at any width N >= r (docs/theory, section 2C)::
+The joint density of (C, Ct), Ct along the imaginary axis, is exp(-N F(C, Ct) - A(C)) with a flat measure and
+A = 1/2 sum_o ln det S_o (in standard scaling with the energy of the data too, which is then no part of F). With H the Hessian
+of 2 F in whitened (x, l) and Q the inverse of its reduced part (docs/theory, section 6, derived here)
 
-    -log p(Q) = N F(Q) + A(Q),     A = (r + 1)/2 ln det Q + 1/2 sum_o ln det S_o
+    cov C = 2 R Q R^T / N,      <C> - C* = -[H^-1 (2 grad A + d^3 (2 F) : H^-1)]_C / N,
 
-(in standard scaling the data energy sits in A instead of F). Expanding around the minimum of F with
-Q = L (1 + u) L^T and H the Hessian in u gives, to leading order in 1/N (derived here),
+    H^-1 = sum_i (v_i, E v_i)(v_i, E v_i)^T / lambda_i - sum_j (0, e_j)(0, e_j)^T
 
-    cov C = J H^-1 J^T / N
-    <C> - C* = [J du + 1/2 C'' : H^-1] / N,     du = -H^-1 grad (A + 1/2 ln det H)
+over the eigenpairs of the reduced Hessian. Third derivatives are second differences of the gradient along these directions.
+In many dimensions Q comes from random directions, and conjugate gradients solve for it.
 
-with J = dC/du. Contractions with H^-1 = sum_m w_m w_m^T are sums over second derivatives along w_m. The mean
-outputs, functions of C, follow likewise; given C outputs are Gaussian, which adds their conditional variance.
-
-For other phi the joint density of (C, Ct), Ct along the imaginary axis, is exp(-N F(C, Ct) - A(C)) with a flat
-measure, so the same holds with H the Hessian in both, A = 1/2 sum_o ln det S_o and J = 1.
+Mean outputs are functions of C, given which outputs are Gaussian: that adds their conditional variance.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from numpy.typing import NDArray
-from scipy.linalg import block_diag
+from scipy.sparse.linalg import LinearOperator, cg
 
 from bayeskernel.errors import BayesKernelError
-from bayeskernel.meanfield.free_energy import (
-    Data,
-    LinearProblem,
-    data_energy,
+from bayeskernel.likelihood import (
+    Stiffness,
     dual_targets,
+    force,
+    log_determinant_slope,
     mean_output,
-    output_log_determinant,
     output_variance,
-    to_kernel,
-    whitened_free_energy,
 )
-from bayeskernel.meanfield.gaussian import Status, cholesky, dense_hessian, symmetric_basis
-from bayeskernel.meanfield.homotopy import Solution
-from bayeskernel.meanfield.problem import Problem, matrix
-from bayeskernel.meanfield.saddle import assemble, correction_slope, gradient, thinned
-from bayeskernel.meanfield.single_unit import Pairs
+from bayeskernel.meanfield.branches import Solution
+from bayeskernel.meanfield.newton import Status
+from bayeskernel.meanfield.particles import Particles
+from bayeskernel.meanfield.saddle import Point, Saddle
+from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
 
-# The Hessian is dense in r (r + 1) / 2 coordinates: r = 64 needs about a minute and 200 MB.
+# Up to so many coordinates, a kernel of rank 64, all directions are taken.
 MOST_COORDINATES = 64 * 65 // 2
+# Random directions beyond: what data change of variances is known to about a fifth. Accuracy and number of products of a solve.
+_PROBES, _SOLVED, _PRODUCTS = 48, 1e-2, 200
+# Displacement for second differences of the gradient, in standard deviations of one unit.
+_DISPLACEMENT = 0.01
+# Particles that third derivatives are averaged over.
+_THINNED = 4096
+_SEED = 0
 
 
 class FluctuationError(BayesKernelError):
     """Fluctuations around this solution are not available; the message says why."""
 
 
-_Sums = tuple[jax.Array, jax.Array, jax.Array]
-
-
-class Fluctuations(NamedTuple):
-    """Leading finite-width behaviour of the kernel, shape (T, P, T, P) each.
+class Spread(NamedTuple):
+    """Leading fluctuations: sqrt(N) times standard deviations.
 
     Attributes
     ----------
-    std
-        sqrt(N) times the posterior standard deviation of each entry.
-    shift
-        N times the difference between posterior mean and mean-field kernel.
-    output_std
-        Of each output (T, P, O), likewise; in standard scaling it is of order one and not multiplied.
-    output_shift
-        Of each output.
+    kernel
+        Of every entry of C, shape (d, d).
+    output
+        Of every output (d, O); in standard scaling of order one and not multiplied.
     """
 
-    std: Floats
-    shift: Floats
-    output_std: Floats
-    output_shift: Floats
+    kernel: Floats
+    output: Floats
 
 
-def gaussian_fluctuations(Q: Floats, problem: LinearProblem) -> Fluctuations:
-    """Expand around a minimum Q (r, r) of the linear free energy; 64-bit JAX must be enabled."""
-    size = Q.shape[0]
-    if size * (size + 1) // 2 > MOST_COORDINATES:
-        raise FluctuationError(
-            f"fluctuations need a kernel of rank <= 64, this one has rank {size}"
-        )
-    factor, basis = cholesky(Q), symmetric_basis(size)
-    hessian = dense_hessian(factor, basis, problem)
-    if np.linalg.eigvalsh(hessian)[0] <= 0:
-        raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
-    variance, shift = _expand(*(jnp.asarray(a) for a in (factor, hessian, basis)), problem)
-    kernel = to_kernel(jnp.asarray(Q), problem)
-    given = np.asarray(output_variance(kernel, problem))
-    of_kernel, of_output = np.split(np.stack([variance, shift]), [kernel.size], axis=1)
-    return Fluctuations(
-        np.sqrt(of_kernel[0]).reshape(kernel.shape),
-        of_kernel[1].reshape(kernel.shape),
-        np.sqrt(given + problem.data_weight * of_output[0].reshape(given.shape)),
-        of_output[1].reshape(given.shape),
-    )
+class Shift(NamedTuple):
+    """N times the difference between posterior mean and mean-field value, shapes as in `Spread`."""
+
+    kernel: Floats
+    output: Floats
 
 
-@jax.jit
-def _expand(
-    factor: jax.Array, hessian: jax.Array, basis: jax.Array, problem: LinearProblem
-) -> tuple[jax.Array, jax.Array]:
-    origin = jnp.zeros_like(factor)
-    root = jnp.linalg.cholesky(hessian)
-    # Rows of w: symmetric matrices with sum_m w_m w_m^T = H^-1.
-    w = jnp.einsum("mn,mij->nij", solve_triangular(root, jnp.eye(len(root)), lower=True).T, basis)
+class Fluctuations:
+    """Expansion around a minimum.
 
-    def whitened(u: jax.Array) -> jax.Array:
-        return factor @ (jnp.eye(len(factor)) + (u + u.T) / 2) @ factor.T
+    Parameters
+    ----------
+    solution
+        A converged minimum. Activities of independent groups must have mean zero: phi is odd, or there is one group.
 
-    def observed(u: jax.Array) -> jax.Array:
-        C = to_kernel(whitened(u), problem)
-        return jnp.concatenate([C.ravel(), mean_output(C, problem).ravel()])
-
-    def energy(u: jax.Array) -> jax.Array:
-        return whitened_free_energy(whitened(u), problem)
-
-    def correction(u: jax.Array) -> jax.Array:
-        log_det = 2 * jnp.sum(jnp.log(jnp.diag(jnp.linalg.cholesky(whitened(u)))))
-        C = to_kernel(whitened(u), problem)
-        lazy = (1 - problem.data_weight) * data_energy(C, problem)
-        return (len(factor) + 1) / 2 * log_det + output_log_determinant(C, problem) + lazy
-
-    def along(direction: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Derivatives of C and outputs, gradient of the second derivative of F, along w_m."""
-
-        def slope(u: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return jax.jvp(observed, (u,), (direction,))[1], jax.jvp(energy, (u,), (direction,))[1]
-
-        def curvature(u: jax.Array) -> jax.Array:
-            return jax.jvp(lambda v: slope(v)[1], (u,), (direction,))[1]
-
-        first, second = jax.jvp(lambda v: slope(v)[0], (origin,), (direction,))
-        return first, second, jax.grad(curvature)(origin)
-
-    def add(total: _Sums, direction: jax.Array) -> tuple[_Sums, None]:
-        first, second, third = along(direction)
-        return (total[0] + first**2, total[1] + second, total[2] + third), None
-
-    zero = jnp.zeros_like(observed(origin))
-    (variance, bend, log_det_slope), _ = jax.lax.scan(add, (zero, zero, origin), w)
-    force = jax.grad(correction)(origin) + log_det_slope / 2
-    du = -jnp.einsum("nij,n->ij", w, jnp.einsum("nij,ij->n", w, force))
-    drift = jax.jvp(observed, (origin,), (du,))[1]
-    return variance, drift + bend / 2
-
-
-def saddle_fluctuations(
-    solution: Solution, driven: Problem, problem: Problem, *, lazy: bool
-) -> Fluctuations:
-    """Expand around a saddle point in (C, Ct) of a nonlinear network; 64-bit JAX must be enabled.
-
-    Activities of independent groups must have mean zero: phi is odd, or there is one group. ``lazy`` where data
-    act at order 1/N only (standard scaling): ``driven`` is then the problem without targets.
+    Raises
+    ------
+    FluctuationError
+        At a saddle, or for a solution that did not converge.
     """
-    at = solution.expansion
-    if solution.status is not Status.CONVERGED:
-        raise FluctuationError(f"fluctuations exist around a solution; {solution.status}")
-    if solution.curvature <= 0:
-        raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
-    if at.unit.shape[1] > _MOST_ENTRIES:
-        raise FluctuationError(
-            f"fluctuations need at most {_MOST_ENTRIES} kernel entries, this one has {at.unit.shape[1]}"
+
+    def __init__(self, solution: Solution) -> None:
+        if solution.status is not Status.CONVERGED:
+            raise FluctuationError(f"fluctuations exist around a solution; {solution.status}")
+        if solution.curvature <= 0:
+            raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
+        self._saddle, self._problem = solution.saddle, solution.saddle.problem
+        self._outputs = _Outputs(self._saddle.point.C, self._problem)
+        self._within = np.zeros(self._saddle.K.shape, bool)
+        for nodes in self._saddle.point.nodes:
+            self._within[nodes.sites.block] = True
+        self._dense = self._saddle.size <= MOST_COORDINATES
+        if self._dense:
+            self._followed, reduced = self._saddle.dense()
+            self._values, self._vectors = np.linalg.eigh(reduced)
+
+    def spread(self) -> Spread:
+        """Standard deviations."""
+        C, problem = self._saddle.point.C, self._problem
+        variance, of_output = self._summed() if self._dense else self._probed()
+        # Between independent groups C is a mean of N products of independent factors.
+        variance = np.where(self._within, variance, np.outer(np.diag(C), np.diag(C)))
+        output = output_variance(C, problem)
+        if problem.mean_field:
+            output = output + of_output + self._outputs.apart(~self._within)
+        return Spread(np.sqrt(np.maximum(variance, 0)), np.sqrt(np.maximum(output, 0)))
+
+    def shift(self) -> Shift:
+        """Shifts of the means; FluctuationError beyond a kernel of rank 64."""
+        if not self._dense:
+            raise FluctuationError(
+                f"shifts need at most {MOST_COORDINATES} coordinates, here are {self._saddle.size}"
+            )
+        kernel = self._drift()
+        output = self._outputs.slope(kernel)
+        for value, x in zip(self._values, self._vectors.T, strict=True):
+            output = output + self._outputs.bend(self._saddle.spread(x)) / value
+        return Shift(kernel, output)
+
+    def _summed(self) -> tuple[Floats, Floats]:
+        """Variances of C and of mean outputs, sums over all directions."""
+        kernel, output = np.zeros_like(self._saddle.K), np.zeros_like(self._outputs.dual)
+        for value, x in zip(self._values, self._vectors.T, strict=True):
+            dC = self._saddle.spread(x)
+            kernel += 2 / value * dC**2
+            output += 2 / value * self._outputs.slope(dC) ** 2
+        return kernel, output
+
+    def _probed(self) -> tuple[Floats, Floats]:
+        """The same from random directions: Q = 1 + (Q - 1), the first part known."""
+        saddle, rng = self._saddle, np.random.default_rng(_SEED)
+        kernel, output = np.zeros_like(saddle.K), np.zeros_like(self._outputs.dual)
+        for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
+            # 2 R R^T of Wick's law.
+            size = np.diag(law.C)
+            kernel[nodes.sites.block] = np.outer(size, size) + law.C**2
+        for _ in range(_PROBES):
+            x = rng.standard_normal(saddle.size)
+            solved = self._solved(x)
+            one, change = saddle.spread(x), saddle.spread(solved - x)
+            kernel += 2 * one * change / _PROBES
+            output += 2 * self._outputs.slope(one) * self._outputs.slope(one + change) / _PROBES
+        return kernel, output
+
+    def _solved(self, x: Floats) -> Floats:
+        size = self._saddle.size
+        operator = LinearOperator((size, size), matvec=self._saddle.product, dtype=np.float64)
+        solution, failed = cg(operator, x, rtol=_SOLVED, maxiter=_PRODUCTS)
+        if failed:
+            raise FluctuationError("conjugate gradients did not converge around this solution")
+        return np.asarray(solution)
+
+    def _drift(self) -> Floats:
+        """N (<C> - C*), shape (d, d)."""
+        saddle, problem, k = self._saddle, self._problem, self._saddle.size
+        # Displacements may break a symmetry.
+        point = _thinned(saddle.point)._replace(symmetric=False)
+        centre, total = self._gradient(point, np.zeros(2 * k)), np.zeros(2 * k)
+        for weight, direction in self._directions():
+            step = _DISPLACEMENT * direction
+            second = self._gradient(point, step) + self._gradient(point, -step) - 2 * centre
+            total += weight * second / _DISPLACEMENT**2
+        slope = 2 * log_determinant_slope(saddle.point.C, problem)
+        if not problem.mean_field:
+            slope = slope - force(saddle.point.C, problem)
+        total[:k] += saddle.gathered(slope)
+        pulled = total[:k] + self._followed.T @ total[k:]
+        drift = saddle.spread(-self._vectors @ ((self._vectors.T @ pulled) / self._values))
+        even = np.asarray(problem.over_sites(problem.even)) | (not saddle.point.symmetric)
+        return np.where(even, drift, 0.0)
+
+    def _directions(self) -> list[tuple[float, Floats]]:
+        """Unit vectors w in (x, l) and weights whose sum of w w^T is H^-1."""
+        k, out = self._saddle.size, list[tuple[float, Floats]]()
+        for value, x in zip(self._values, self._vectors.T, strict=True):
+            both = np.concatenate([x, self._followed @ x])
+            norm = float(np.linalg.norm(both))
+            out.append((norm**2 / value, both / norm))
+        return out + [(-1.0, unit) for unit in np.eye(2 * k)[k:]]
+
+    def _gradient(self, point: Point, step: Floats) -> Floats:
+        """Gradient of 2 F in the coordinates of the solution, at a displaced point on the same nodes."""
+        saddle, k = self._saddle, self._saddle.size
+        C, Ct = point.C + saddle.spread(step[:k]), point.Ct + saddle.tilt(step[k:])
+        moved = Saddle(self._problem, point._replace(C=C, Ct=Ct))
+        return np.concatenate(
+            [saddle.gathered(Ct - moved.conjugate), saddle.whitened(C - moved.average)]
         )
-    m = solution.point.m
-    # Columns w with w w^T = N cov m.
-    w = at.unit @ np.linalg.inv(np.linalg.cholesky(at.reduced)).T
-    C, variance = matrix(m, driven), matrix(np.sum(w**2, axis=1), driven)
-    # Between independent groups C is a mean of N products of independent factors.
-    variance = np.where(driven.apart, np.outer(np.diag(C), np.diag(C)), variance)
-    drift = _saddle_shift(solution, driven, problem, lazy=lazy)
-    kernel = jnp.asarray(C.reshape(np.shape(driven.data.map_.input)))
-    given = np.asarray(output_variance(kernel, problem.data))
-    moved = _outputs_along(
-        jnp.asarray(m), jnp.asarray(w.T), jnp.asarray(drift), problem.data, problem.pairs
-    )
-    output_shift = np.asarray(moved[1])
-    if not lazy:
-        given = given + np.asarray(moved[0]) + _apart_outputs(kernel, driven)
-    return Fluctuations(
-        np.sqrt(variance).reshape(kernel.shape),
-        matrix(drift, driven).reshape(kernel.shape),
-        np.sqrt(given),
-        output_shift,
-    )
 
 
-@jax.jit
-def _outputs_along(
-    m: jax.Array, w: jax.Array, drift: jax.Array, data: Data, pairs: Pairs
-) -> tuple[jax.Array, jax.Array]:
-    """Variance and shift of the mean outputs when m has covariance sum_k w_k w_k^T and moves by drift."""
+class _Outputs:
+    """Derivatives of the mean outputs f = sv^2 (M_V o C) S^-1 y in C."""
 
-    def output(m: jax.Array) -> jax.Array:
-        return mean_output(assemble(m, data, pairs), data)
+    def __init__(self, C: Floats, problem: Problem) -> None:
+        self._C, self._problem = C, problem
+        self.dual, self._stiffness = dual_targets(C, problem), Stiffness(C, problem)
 
-    def add(total: tuple[jax.Array, jax.Array], along: jax.Array) -> tuple[Any, None]:
-        def slope(m: jax.Array) -> jax.Array:
-            return jax.jvp(output, (m,), (along,))[1]
+    def slope(self, dC: Floats) -> Floats:
+        """Along dC, shape (d, O)."""
+        return self._read(dC, self.dual) - self._read(
+            self._C, self._stiffness.solved(dC, self.dual)
+        )
 
-        first, second = jax.jvp(slope, (m,), (along,))
-        return (total[0] + first**2, total[1] + second), None
+    def bend(self, dC: Floats) -> Floats:
+        """The second derivative along dC."""
+        first = -self._stiffness.solved(dC, self.dual)
+        second = -2 * self._stiffness.solved(dC, first)
+        return 2 * self._read(dC, first) + self._read(self._C, second)
 
-    zero = jnp.zeros_like(output(m))
-    (variance, bend), _ = jax.lax.scan(add, (zero, zero), w)
-    return variance, jax.jvp(output, (m,), (drift,))[1] + bend / 2
+    def apart(self, apart: NDArray[np.bool_]) -> Floats:
+        """Variance of outputs that read, through a shared readout, targets of an independent group."""
+        weight = np.where(apart, self._problem.over_sites(self._problem.readout), 0.0)
+        if not np.any(weight):
+            return np.zeros_like(self.dual)
+        reads = weight[:, :, None] * self.dual
+        read = np.einsum("iso,st,ito->io", reads, self._C, reads, optimize=True)
+        return np.diag(self._C)[:, None] * read
 
-
-def _apart_outputs(kernel: jax.Array, problem: Problem) -> Floats:
-    """Variance of outputs that read, through a shared readout, targets of an independent group."""
-    data, size = problem.data, problem.size
-    C = np.asarray(kernel).reshape(size, size)
-    weight = np.where(
-        problem.apart, np.broadcast_to(data.map_.readout, kernel.shape).reshape(size, size), 0
-    )
-    dual = np.zeros((size, data.data.targets.shape[1]))
-    dual[data.data.sites] = dual_targets(kernel, data)
-    reads = weight[:, :, None] * dual
-    variance = np.diag(C)[:, None] * np.einsum("iso,st,ito->io", reads, C, reads, optimize=True)
-    return variance.reshape(*kernel.shape[:2], -1)
+    def _read(self, C: Floats, dual: Floats) -> Floats:
+        return mean_output(C, self._problem.step_of, dual, self._problem)
 
 
-# Third derivatives take two evaluations per entry of C and of Ct: a minute or two for so many.
-_MOST_ENTRIES = 600
-# Displacement for second differences of the gradient, in standard deviations of one unit.
-_DISPLACEMENT = 0.01
-
-
-def _saddle_shift(solution: Solution, driven: Problem, problem: Problem, *, lazy: bool) -> Floats:
-    """N (<m> - m*): -H^-1 [grad A + d^3F : H^-1 / 2], third derivatives by second differences."""
-    at, point = solution.expansion, thinned(solution.point)
-    k, hessian = at.unit.shape[1], at.hessian
-    values, vectors = np.linalg.eigh(hessian)
-    whitened = block_diag(at.unit, at.inverse.T)
-
-    def slope(direction: Floats) -> Floats:
-        change = at.unit @ direction[:k], at.inverse.T @ direction[k:]
-        return gradient(point, driven, *change) @ whitened
-
-    centre = slope(np.zeros(2 * k))
-    force = np.zeros(2 * k)
-    for value, vector in zip(values, vectors.T, strict=True):
-        step = _DISPLACEMENT * vector
-        force += (slope(step) + slope(-step) - 2 * centre) / (_DISPLACEMENT**2 * value) / 2
-    force[:k] += at.unit.T @ correction_slope(solution.point.m, problem, lazy=lazy)
-    shift = at.unit @ -np.linalg.solve(hessian, force)[:k]
-    return np.where(driven.parity, 0, shift) if point.symmetric else np.asarray(shift)
+def _thinned(point: Point) -> Point:
+    nodes = tuple(n.thinned(_THINNED) if isinstance(n, Particles) else n for n in point.nodes)
+    return point._replace(nodes=nodes)

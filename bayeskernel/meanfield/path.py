@@ -13,9 +13,8 @@ import jax
 import numpy as np
 
 from bayeskernel.errors import InputError
-from bayeskernel.meanfield import linear, nonlinear
-from bayeskernel.meanfield.gaussian import Progress
-from bayeskernel.meanfield.solve import TOLERANCE, MeanField, checked, mean_field
+from bayeskernel.meanfield.newton import Progress
+from bayeskernel.meanfield.solve import MAX_STEPS, TOLERANCE, MeanField, mean_field, posed
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
@@ -48,7 +47,7 @@ def solve_path(
     rng_key: jax.Array | None = None,
     *,
     tolerance: float = TOLERANCE,
-    max_steps: int = 200,
+    max_steps: int = MAX_STEPS,
     progress: Progress | None = None,
 ) -> Iterator[Stage]:
     """Solve along rising and then along falling signals, each from the solution before.
@@ -66,7 +65,7 @@ def solve_path(
     ------
     A `Stage` for every signal on the way up, then for every signal on the way down, as they are reached.
     """
-    symmetry, seed = checked(network, task, rng_key, tolerance, max_steps)
+    search = posed(network, task, rng_key, tolerance, max_steps, progress)
     values = np.array([float(s) for s in signals])
     distinct = len(values) and len(np.unique(values)) == len(values)
     if not distinct or not np.all(np.isfinite(values)) or np.any(values < 0):
@@ -77,16 +76,10 @@ def solve_path(
     path = [(values[k], ("up", k)) for k in order]
     path += [(_ABOVE * values[order[-1]], None)]
     path += [(values[k], ("down", k)) for k in reversed(order)]
-    steps = [signal for signal, _ in path]
-    if network.phi.name == "linear":
-        found = linear.along(network, task, symmetry, steps, tolerance, max_steps, progress)
-    else:
-        rng = np.random.default_rng(seed)
-        found = nonlinear.along(network, task, symmetry, steps, rng, tolerance, max_steps, progress)
-    for signal, here in path:
-        # The setting must not leak to the caller between solutions.
-        with jax.enable_x64(True):
-            solution = next(found)
-        if here is not None:
-            direction, k = here
-            yield Stage(direction, k, mean_field(network, task.scaled(float(signal)), solution))
+    solved = search.along([signal for signal, _ in path])
+    for signal, stage in path:
+        with np.errstate(all="ignore"):
+            solutions = next(solved)
+        if stage is not None:
+            direction, k = stage
+            yield Stage(direction, k, mean_field(network, task.scaled(float(signal)), solutions))

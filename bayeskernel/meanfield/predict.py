@@ -1,32 +1,36 @@
 r"""What does the theory predict at unsupervised steps and for new patterns?
 
-At leading order f*[t,a] = sv^2 (M_V o C)[*, supervised] a with a_o = S_o^-1 y_o. New patterns enter as
-extra sites that data do not act on, so given h at the training sites their pre-activations are Gaussian
-under the joint K; for a linear network the extended kernel follows step by step from
+At leading order f*[t,a] = sv^2 (M_V o C)[*, supervised] a with a_o = S_o^-1 y_o. New patterns enter as extra sites that data do
+not act on: the tilt of their law is zero there. For a linear network that gives, step by step,
 
-    C[*, .] = R C,     C[*, *] = K[*, *] + R (C - K) R^T,     R = K[*, .] K^+.
+    C[*, .] = K[*, .] (1 + B K),      C[*, *] = K[*, *] + K[*, .] B K[., *];
 
-How far outputs stray at order 1/N follows from the fluctuations of the extended kernel: a new pattern is a
-pattern without targets.
+for other phi their pre-activations are drawn given those of the training patterns, Gaussian under the joint K.
+
+How far outputs stray at order 1/N follows from the fluctuations of the extended kernel: a new pattern is a pattern without
+targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import pinvh
 
-from bayeskernel.kernels import preactivation_kernel
-from bayeskernel.meanfield.free_energy import LinearProblem, dual_targets, read_out, root_of_kernel
-from bayeskernel.meanfield.problem import Problem, matrix
-from bayeskernel.meanfield.saddle import Point, laws
-from bayeskernel.meanfield.single_unit import Law, activity, resample
+from bayeskernel.conditioning import NULL_SHARE, Conditioner
+from bayeskernel.likelihood import dual_targets, mean_output
+from bayeskernel.meanfield.moments import Moments
+from bayeskernel.meanfield.particles import resampled
+from bayeskernel.meanfield.saddle import Saddle
+from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+# Draws in a batch; batches, whose scatter gives the error.
+_DRAWS, _BATCHES = 1024, 16
+_SEED = 0
 
 
 class Prediction(NamedTuple):
@@ -49,150 +53,108 @@ class Prediction(NamedTuple):
     cross_kernel: Floats
     monte_carlo_error: Floats
 
-    def joined(self, kernel: Floats) -> Floats:
-        """The kernel of training and new patterns together, given that among training patterns."""
-        back = self.cross_kernel.transpose(2, 3, 0, 1)
-        rows = (
-            np.concatenate([kernel, back], 3),
-            np.concatenate([self.cross_kernel, self.kernel], 3),
-        )
-        return np.concatenate(rows, 1)
 
+class Extension(NamedTuple):
+    """A solution extended to more patterns.
 
-def predict_linear(
-    kernel: Floats, problem: LinearProblem, cross_input: Floats, new_input: Floats
-) -> Prediction:
-    """Extend a linear network's kernel to new patterns.
-
-    Parameters
+    Attributes
     ----------
-    kernel
-        C at the training sites, shape (T, P, T, P).
-    problem
-        The training problem.
-    cross_input, new_input
-        M_U o su^2 X* X^T / D of new with training patterns (T, P*, T, P), and among new patterns
-        (T, P*, T, P*).
+    C
+        Of all patterns together, sites in the order of the joint problem, from every batch of draws; (batches, d', d').
+    h
+        Draws of pre-activations of all sites, (M, d'); none for linear networks.
     """
-    steps, patterns = kernel.shape[:2]
-    size = steps * patterns
-    root = root_of_kernel(jnp.asarray(kernel), problem)
-    inverse = np.asarray(root.inverse)  # Y: K^+ = Y^T Y
-    C = kernel.reshape(size, size)
-    K = np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.map_)).reshape(size, size)
-    excess = inverse @ (C - K) @ inverse.T
-    recurrent = np.asarray(problem.map_.recurrent)[:, 0, :, 0]
-    cross, new = np.zeros_like(cross_input), np.zeros_like(new_input)
-    loadings = np.zeros((steps, new_input.shape[1], inverse.shape[0]))  # K[*, .] Y^T
-    for t in range(steps):
-        cross_row = _row(t, cross_input, cross, recurrent)
-        new_rows = _row(t, new_input, new, recurrent)[:, : t + 1]
-        loadings[t] = cross_row.reshape(-1, size) @ inverse.T
-        cross[t] = (loadings[t] @ inverse @ C).reshape(cross[t].shape)
-        for s in range(t + 1):
-            block = new_rows[:, s] + loadings[t] @ excess @ loadings[s].T
-            new[t, :, s], new[s, :, t] = block, block.T
-    dual = dual_targets(jnp.asarray(kernel), problem)
-    mean = np.asarray(read_out(cross, dual, problem))
-    return Prediction(mean, new, cross, np.zeros_like(mean))
+
+    C: Floats
+    h: Floats
 
 
-def _row(t: int, drive: Floats, kernel: Floats, recurrent: Floats) -> Floats:
-    """K[t, .] of new patterns (P*, T, P') from C[t - 1, .]."""
-    row = drive[t].copy()
-    if t:
-        row[:, 1:] += recurrent[t, 1:, None] * kernel[t - 1][:, :-1]
-    return row
+def trained_sites(saddle: Saddle, joint: Problem) -> NDArray[np.bool_]:
+    """Which sites of a joint problem are those of the solution: its patterns come first. Shape (d',)."""
+    return np.arange(joint.size) % joint.patterns < saddle.problem.patterns
 
 
-# Draws in a batch; batches, whose scatter gives the error.
-_DRAWS, _BATCHES = 1024, 16
-# Eigenvalues of a covariance below this share of the largest are null.
-_NULL = 1e-10
+def extended(saddle: Saddle, joint: Problem) -> Extension:
+    """Extend a solution to a problem with more patterns, the first of which are those of training."""
+    old = np.flatnonzero(trained_sites(saddle, joint))
+    if saddle.problem.phi.linear:
+        return Extension(_linear(saddle, joint, old)[None], np.zeros((0, joint.size)))
+    rng = np.random.default_rng(_SEED)
+    parts = [_drawn(saddle, joint, old, rng) for _ in range(_BATCHES)]
+    return Extension(np.array([C for C, _ in parts]), np.concatenate([h for _, h in parts]))
 
 
-def predict_sampled(
-    point: Point, problem: Problem, cross_input: Floats, new_input: Floats
-) -> tuple[Prediction, Floats]:
-    """Extend a nonlinear network's kernel to new patterns by drawing h* given h, step by step.
-
-    Data do not act on new patterns, so h* given h is Gaussian under the joint K; its noise comes in
-    antithetic pairs with fixed seed.
-
-    Parameters
-    ----------
-    point, problem
-        The training solution.
-    cross_input, new_input
-        As for `predict_linear`.
-
-    Returns
-    -------
-    The prediction, and draws of the pre-activations of all patterns, shape (M, T, P + P*).
-    """
-    rng = np.random.default_rng(0)
-    kernel = matrix(point.m, problem).reshape(np.shape(problem.data.map_.input))
-    at = laws(point, problem)
-    parts = [
-        _extension(kernel, *_training_draws(at, problem, rng), problem, cross_input, new_input, rng)
-        for _ in range(_BATCHES)
-    ]
-    dual = dual_targets(jnp.asarray(kernel), problem.data)
-    means = np.stack([read_out(cross, dual, problem.data) for cross, _, _ in parts])
-    cross, new = (np.mean([part[k] for part in parts], axis=0) for k in (0, 1))
-    error = means.std(0, ddof=1) / np.sqrt(_BATCHES)
-    draws = np.concatenate([part[2] for part in parts])
-    return Prediction(means.mean(0), new, cross, error), draws
+def predict(saddle: Saddle, joint: Problem) -> Prediction:
+    """Outputs and kernels of the new patterns of a joint problem."""
+    problem, C = saddle.problem, extended(saddle, joint).C
+    is_old = trained_sites(saddle, joint)
+    old, new = np.flatnonzero(is_old), np.flatnonzero(~is_old)
+    dual, T, extra = dual_targets(saddle.point.C, problem), joint.steps, len(new) // joint.steps
+    means = [mean_output(one[np.ix_(new, old)], joint.step_of[new], dual, problem) for one in C]
+    outputs = np.array(means).reshape(len(C), T, extra, -1)
+    error = np.zeros_like(outputs[0])
+    if len(C) > 1:
+        error = outputs.std(0, ddof=1) / np.sqrt(len(C))
+    average = C.mean(0)
+    return Prediction(
+        outputs.mean(0),
+        average[np.ix_(new, new)].reshape(T, extra, T, extra),
+        average[np.ix_(new, old)].reshape(T, extra, T, problem.patterns),
+        error,
+    )
 
 
-def _extension(
-    kernel: Floats,
-    h: Floats,
-    phi: Floats,
-    problem: Problem,
-    cross_input: Floats,
-    new_input: Floats,
-    rng: np.random.Generator,
-) -> tuple[Floats, Floats, Floats]:
-    """Cross kernel, kernel of the new patterns, and pre-activations of all, from one batch (h, phi)."""
-    steps, patterns = np.shape(problem.data.map_.input)[:2]
-    extra, size = new_input.shape[1], steps * patterns
-    recurrent = np.asarray(problem.data.map_.recurrent)[:, 0, :, 0]
-    K = np.asarray(preactivation_kernel(jnp.asarray(kernel), problem.data.map_)).reshape(size, size)
-    cross, new = np.zeros_like(cross_input), np.zeros_like(new_input)
-    # Joint covariance and values of everything known so far: training sites, then new ones.
-    known, values, activities = K, h, list[Floats]()
-    for t in range(steps):
-        cross_row = _row(t, cross_input, cross, recurrent)
-        new_rows = _row(t, new_input, new, recurrent)[:, : t + 1]
-        own = new_rows[:, t]
-        row = np.concatenate(
-            [cross_row.reshape(extra, size), new_rows[:, :t].reshape(extra, t * extra)], 1
-        )
-        gain = row @ pinvh(known, rtol=_NULL)
-        innovation = own - gain @ row.T
-        levels, vectors = np.linalg.eigh((innovation + innovation.T) / 2)
-        root = vectors * np.sqrt(np.maximum(levels, 0))
-        half = rng.standard_normal((len(values) // 2, extra))
-        now = values @ gain.T + np.concatenate([half, -half]) @ root.T
-        known = np.block([[known, row.T], [row, own]])
-        values = np.concatenate([values, now], axis=1)
-        activities.append(activity(problem.phi, now))
-        cross[t] = (activities[t].T @ phi / len(phi)).reshape(cross[t].shape)
-        for s in range(t + 1):
-            block = activities[t].T @ activities[s] / len(phi)
-            new[t, :, s], new[s, :, t] = block, block.T
-    joined = [a.reshape(len(h), steps, -1) for a in (h, values[:, size:])]
-    return cross, new, np.concatenate(joined, axis=2)
+def _linear(saddle: Saddle, joint: Problem, old: Ints) -> Floats:
+    """C of all sites of a linear network, step by step."""
+    C, B = np.zeros((2, joint.size, joint.size))
+    for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
+        sites = old[nodes.sites.members]
+        B[np.ix_(sites, sites)] = law.B
+    C[np.ix_(old, old)] = saddle.point.C
+    for t in range(joint.steps):
+        known = (joint.step_of <= t) | np.isin(np.arange(joint.size), old)
+        K = joint.preactivation_kernel(C)
+        C[np.ix_(known, known)] = (K + K @ B @ K)[np.ix_(known, known)]
+        C[np.ix_(old, old)] = saddle.point.C
+    return C
 
 
-def _training_draws(
-    found: Sequence[Law], problem: Problem, rng: np.random.Generator
+def _drawn(
+    saddle: Saddle, joint: Problem, old: Ints, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """Equally weighted draws of (h, phi) at all training sites from q."""
-    h, phi = np.zeros((2, _DRAWS, problem.size))
-    for at, group in zip(found, problem.groups, strict=True):
+    """C and pre-activations of all sites from one batch of draws."""
+    C, h = np.zeros((joint.size, joint.size)), np.zeros((_DRAWS, joint.size))
+    C[np.ix_(old, old)], h[:, old] = saddle.point.C, _training_draws(saddle, rng)
+    activity = np.zeros_like(h)
+    activity[:, old] = joint.phi.values(h[:, old])
+    # h* is drawn given all training sites: data do not act on it.
+    sites, met = Conditioner(NULL_SHARE["exact"]), np.zeros(0, np.int64)
+    K = joint.preactivation_kernel(C)
+    for t in range(joint.steps):
+        now = old[joint.step_of[old] == t]
+        met = np.concatenate([met, now])
+        sites.append(K[np.ix_(now, met)])
+    white = sites.whiten(h[:, met[sites.pivots]].T)
+    for t in range(joint.steps):
+        now = np.setdiff1d(np.flatnonzero(joint.step_of == t), old)
+        met = np.concatenate([met, now])
+        gain, root = sites.append(joint.preactivation_kernel(C)[np.ix_(now, met)])
+        half = rng.standard_normal((root.shape[1], _DRAWS // 2))
+        fresh = np.concatenate([half, -half], axis=1)
+        h[:, now] = (gain @ white + root @ fresh).T
+        white = np.concatenate([white, fresh])
+        activity[:, now] = joint.phi.values(h[:, now])
+        C[np.ix_(now, met)] = activity[:, now].T @ activity[:, met] / _DRAWS
+        C[np.ix_(met, now)] = C[np.ix_(now, met)].T
+    return C, h
+
+
+def _training_draws(saddle: Saddle, rng: np.random.Generator) -> Floats:
+    """Equally weighted draws of h at all training sites from q, (M, d)."""
+    h = np.zeros((_DRAWS, saddle.problem.size))
+    for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
+        assert isinstance(law, Moments)
         # Groups are independent; halves repeat so that noise can be antithetic.
-        chosen = np.tile(rng.permutation(resample(at.weights, _DRAWS // 2, rng)), 2)
-        h[:, group.sites], phi[:, group.sites] = at.h[chosen], at.phi[chosen]
-    return h, phi
+        chosen = np.tile(rng.permutation(resampled(law.weights, _DRAWS // 2, rng)), 2)
+        h[:, nodes.sites.members] = law.h[chosen]
+    return h

@@ -8,14 +8,12 @@ Closed forms: linear, erf (Williams 1997, "Computing with infinite networks"), r
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.activations import Activation
-from bayeskernel.kernels import KernelMap, kernel_map, preactivation_kernel
-from bayeskernel.network import Network, check_problem
+from bayeskernel.network import Network
+from bayeskernel.problem import Problem, problem
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
@@ -26,59 +24,52 @@ _QUADRATURE_NODES = 96
 
 def prior_kernel(network: Network, task: Task) -> Floats:
     """C of the infinitely wide network under its prior, shape (T, P, T, P), float64."""
-    check_problem(network, task)
-    with jax.enable_x64(True):
-        return prior_recursion(network.phi, kernel_map(network, task))
+    posed = problem(network, task)
+    return posed.tensor(prior_recursion(posed))
 
 
-def prior_recursion(phi: Activation, map_: KernelMap) -> Floats:
-    """Iterate C <- <phi phi^T>_{N(0, K(C))}; exact after T rounds, as K only looks back."""
-    kernel = np.zeros(np.shape(map_.input))
-    for _ in range(kernel.shape[0]):
-        kernel = gaussian_average(phi, np.asarray(_preactivation_kernel(kernel, map_)))
-    return kernel
+def prior_recursion(problem: Problem) -> Floats:
+    """Iterate C <- <phi phi^T>_{N(0, K(C))}; exact after T rounds, as K only looks back. Shape (d, d)."""
+    C = np.zeros((problem.size, problem.size))
+    for t in range(problem.steps):
+        now, known = problem.step_of == t, problem.step_of <= t
+        K = problem.preactivation_kernel(C)
+        C[np.ix_(now, known)] = gaussian_average(problem.phi, K, now, known)
+        own = np.ix_(now, now)
+        C[own] = (C[own] + C[own].T) / 2
+        C[np.ix_(known, now)] = C[np.ix_(now, known)].T
+    return C
 
 
-_preactivation_kernel = jax.jit(preactivation_kernel)
+def gaussian_average(
+    phi: Activation, K: Floats, rows: NDArray[np.bool_], columns: NDArray[np.bool_]
+) -> Floats:
+    """Some rows and columns of <phi(h) phi(h)^T> for h ~ N(0, K), entry by entry."""
+    variances = np.diag(K)[rows], np.diag(K)[columns]
+    std, other = (np.sqrt(variance) for variance in variances)
+    covariance = K[np.ix_(rows, columns)]
+    if phi.linear:
+        return covariance
+    if phi.named and phi.name == "erf":
+        norms = (np.sqrt(1 + np.pi / 2 * variance) for variance in variances)
+        return np.asarray(2 / np.pi * np.arcsin(np.pi / 2 * covariance / np.outer(*norms)))
+    scale = np.outer(std, other)
+    share = np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 0)
+    correlation = np.clip(share, -1.0, 1.0)
+    if phi.named and phi.name == "relu":
+        angle = np.arccos(correlation)
+        return np.asarray(scale / (2 * np.pi) * (np.sin(angle) + (np.pi - angle) * np.cos(angle)))
+    return _quadrature(phi, std, other, correlation)
 
 
-def gaussian_average(phi: Activation, covariance: Floats) -> Floats:
-    """<phi(h) phi(h)^T> for h ~ N(0, K), entry by entry; K of shape (T, P, T, P)."""
-    shape = covariance.shape
-    K = covariance.reshape(shape[0] * shape[1], -1)
-    variance = np.diag(K)
-    if phi.name == "linear":
-        average = K
-    elif phi.name == "erf":
-        norm = np.sqrt(1 + np.pi / 2 * variance)
-        average = 2 / np.pi * np.arcsin(np.pi / 2 * K / np.outer(norm, norm))
-    elif phi.name == "relu":
-        scale = np.sqrt(np.outer(variance, variance))
-        angle = np.arccos(_correlation(K))
-        average = scale / (2 * np.pi) * (np.sin(angle) + (np.pi - angle) * np.cos(angle))
-    else:
-        average = _quadrature(phi, variance, _correlation(K))
-    return np.asarray(average.reshape(shape))
-
-
-def _correlation(K: Floats) -> Floats:
-    std = np.sqrt(np.diag(K))
-    scale = np.outer(std, std)
-    return np.clip(np.divide(K, scale, out=np.zeros_like(K), where=scale > 0), -1.0, 1.0)
-
-
-def _quadrature(phi: Activation, variance: Floats, correlation: Floats) -> Floats:
+def _quadrature(phi: Activation, std: Floats, other: Floats, correlation: Floats) -> Floats:
     nodes, weights = np.polynomial.hermite_e.hermegauss(_QUADRATURE_NODES)
     weights = weights / weights.sum()
-    std = np.sqrt(variance)
-    first = np.asarray(
-        phi(jnp.asarray(std[:, None] * nodes))
-    )  # (d, n): phi at the nodes of each site
+    first = phi.values(std[:, None] * nodes)  # phi at the nodes of each row
     average = np.empty_like(correlation)
-    for i in range(len(std)):
-        # h_j = std_j (rho h_i/std_i + sqrt(1 - rho^2) z): nodes (j, node of i, node of z)
-        rho = correlation[i][:, None, None]
+    for i, rho in enumerate(correlation[:, :, None, None]):
+        # h_j = std_j (rho h_i / std_i + sqrt(1 - rho^2) z): nodes (j, node of i, node of z)
         second = rho * nodes[:, None] + np.sqrt(1 - rho**2) * nodes
-        inner = np.asarray(phi(jnp.asarray(std[:, None, None] * second))) @ weights
+        inner = phi.values(other[:, None, None] * second) @ weights
         average[i] = inner @ (weights * first[i])
-    return (average + average.T) / 2
+    return average

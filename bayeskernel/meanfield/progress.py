@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from bayeskernel.meanfield.gaussian import Progress
+from bayeskernel.meanfield.newton import Progress
 from bayeskernel.meanfield.solve import TOLERANCE
 
 

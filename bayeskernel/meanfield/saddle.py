@@ -1,312 +1,230 @@
-r"""Which kernels are stationary when the law of one unit is not Gaussian?
+r"""Which kernels are stationary? The free energy per unit around a point, to second order and matrix-free.
 
-    F(C, Ct) = 1/2 sum_o y_o^T S_o(C)^-1 y_o + 1/2 tr(Ct C) - ln Z(K(C), Ct)
+    F(C, Ct) = energy(C) + 1/2 tr(Ct C) - ln Z(K(C), Ct)
 
-is maximal in Ct (ln Z is convex) and stationary in C (docs/theory, section 4). With m the entries of C and l
-those of Ct, Newton's method needs ln Z to second order (see `log_normaliser`). Eliminating l leaves the reduced
-Hessian
+is maximal in Ct (ln Z is convex) and stationary in C (docs/theory, section 4):
 
-    R = F_mm + F_ml cov(phi phi)^-1 F_lm
+    2 dF/dC = Ct - force(C) - sum_l G_l^T B G_l,        2 dF/dCt = C - <phi phi^T>.
 
-whose lowest eigenvalue says whether a solution is a minimum. m is measured in units of the spread of phi phi
-over units, which makes R dimensionless.
+In the whitened coordinates x of C and l of Ct (see `laws`) the second derivatives of 2 F are, with E = R^-1 (1 - dC/dK fed) R,
 
-Where no sign symmetry is broken, entries of C that a flip changes vanish. Averages over q then stand for
-averages over q and its flips, which leaves no sampling noise there: entries of different *parity* do not mix.
+    F_ll = -1,      F_xl = E^T,      F_xx = R^T (stiffness - sum_l G_l^T dB/dK G_l) R,
+
+so eliminating Ct leaves the reduced Hessian F_xx + E^T E, whose lowest eigenvalue says whether a solution is a minimum.
 """
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import block_diag
 
-from bayeskernel.meanfield.free_energy import Data, data_energy, output_log_determinant
-from bayeskernel.meanfield.log_normaliser import Derivatives, derivatives
-from bayeskernel.meanfield.problem import Problem, entries, matrix, pivot_kernels
-from bayeskernel.meanfield.single_unit import (
-    Cloud,
-    Grid,
-    Ints,
-    Law,
-    Pairs,
-    Particles,
-    Unit,
-    law,
-)
+from bayeskernel.likelihood import Stiffness, energy, force
+from bayeskernel.meanfield.laws import Law, Nodes
+from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
 
-# Particles that a thinned cloud keeps.
-_THINNED = 4096
-# Directions in which the statistics vary less than this, relative to their scale, are null.
-_NULL = 1e-11
-
 
 class Point(NamedTuple):
-    """Kernels with the clouds they were computed on.
+    """Kernels, and the nodes that their laws are computed on.
 
     Attributes
     ----------
-    m
-        Entries of C, group by group, shape (n,).
-    conjugate
-        Entries of Ct, shape (n,).
-    clouds
-        One for every group.
+    C, Ct
+        Shape (d, d); Ct is zero where K and S do not read C.
+    nodes
+        One for every group of correlated sites.
     symmetric
-        Whether no sign symmetry is broken.
+        Whether no sign symmetry is broken: entries that a flip changes are then zero.
     """
 
-    m: Floats
-    conjugate: Floats
-    clouds: tuple[Cloud, ...]
+    C: Floats
+    Ct: Floats
+    nodes: tuple[Nodes, ...]
     symmetric: bool
 
+    @property
+    def random(self) -> bool:
+        """Whether there are random nodes."""
+        return any(nodes.random for nodes in self.nodes)
 
-class Expansion(NamedTuple):
-    """F around a point to second order, in whitened coordinates m = unit x, Ct = unit^-T l.
+    def flipped(self, signs: Floats) -> Point:
+        """The point under h -> signs h, signs of shape (d,)."""
+        both = np.outer(signs, signs)
+        nodes = tuple(n.flipped(signs[n.sites.members]) for n in self.nodes)
+        return self._replace(C=both * self.C, Ct=both * self.Ct, nodes=nodes)
+
+
+class Saddle:
+    """F around a point.
+
+    Parameters
+    ----------
+    problem, point
+        LinAlgError where the point lies outside the domain of F.
+    laws
+        One for every group; by default those of the point's nodes.
 
     Attributes
     ----------
-    value
-        F.
-    slope_m, slope_l
-        Gradient; its largest entry is the residual.
-    mixed
-        F_ml, shape (k, k).
-    reduced
-        R, shape (k, k).
-    unit, inverse
-        Root of cov(phi phi) and its pseudo-inverse, shapes (n, k) and (k, n).
-    outside
-        What m misses of the moments in directions that do not vary, shape (n,).
-    effective
-        Smallest effective fraction of the clouds.
-    noise
-        Covariance of the two slopes over clouds, shape (2k, 2k), where asked for; zero on grids.
+    laws
+        One for every group.
+    slope, mismatch
+        2 dF/dC and 2 dF/dCt in whitened coordinates.
     """
 
-    value: float
-    slope_m: Floats
-    slope_l: Floats
-    mixed: Floats
-    reduced: Floats
-    unit: Floats
-    inverse: Floats
-    outside: Floats
-    effective: float
-    noise: Floats
+    def __init__(self, problem: Problem, point: Point, laws: tuple[Law, ...] | None = None) -> None:
+        self.problem, self.point = problem, point
+        self._blocks = [nodes.sites.block for nodes in point.nodes]
+        self.K = problem.preactivation_kernel(point.C)
+        if laws is None:
+            laws = tuple(
+                nodes.law(self.K[block], point.Ct[block], symmetric=point.symmetric)
+                for nodes, block in zip(point.nodes, self._blocks, strict=True)
+            )
+        self.laws = laws
+        self._ends = np.cumsum([0, *(law.size for law in laws)])
+        self.slope = self.gathered(point.Ct - self.conjugate)
+        self.mismatch = self.whitened(point.C - self.average)
 
     @property
-    def hessian(self) -> Floats:
-        """Second derivatives in (m, l), whitened, shape (2k, 2k); l alone has curvature -1."""
-        curved = self.reduced - self.mixed @ self.mixed.T
-        return np.block([[curved, self.mixed], [self.mixed.T, -np.eye(len(curved))]])
+    def size(self) -> int:
+        """Number k of whitened coordinates."""
+        return int(self._ends[-1])
+
+    @property
+    def effective(self) -> float:
+        """Smallest effective fraction of the nodes."""
+        return min(law.effective for law in self.laws)
 
     @property
     def residual(self) -> float:
-        """Largest violation of the two saddle-point equations."""
-        parts = (self.slope_m, self.slope_l, self.outside)
-        return float(max(np.max(np.abs(p), initial=0.0) for p in parts))
+        """Largest violation of the two saddle-point equations, in whitened coordinates."""
+        both = np.concatenate([self.slope, self.mismatch])
+        return float(np.max(np.abs(both), initial=0.0))
 
+    @cached_property
+    def average(self) -> Floats:
+        """<phi phi^T>, shape (d, d); between independent groups the product of means."""
+        mean = np.zeros(self.problem.size)
+        for law, nodes in zip(self.laws, self.point.nodes, strict=True):
+            mean[nodes.sites.members] = law.mean * (not self.problem.phi.odd)
+        out = np.outer(mean, mean)
+        for law, block in zip(self.laws, self._blocks, strict=True):
+            out[block] = law.C
+        return out
 
-def units(point: Point, problem: Problem) -> list[Unit]:
-    """The law of one unit, group by group."""
-    Ct = matrix(point.conjugate, problem)
-    return [
-        Unit(problem.phi, g.reduction, K, Ct[np.ix_(g.sites, g.sites)], g.pairs, g.moving)
-        for K, g in zip(pivot_kernels(point.m, problem), problem.groups, strict=True)
-    ]
+    @cached_property
+    def conjugate(self) -> Floats:
+        """What Ct must be: force + sum_l G_l^T B G_l, shape (d, d)."""
+        out = self.problem.fed_back(self._joined([law.B for law in self.laws]))
+        if self.problem.mean_field:
+            out = out + force(self.point.C, self.problem)
+        return np.where(self._allowed, out, 0.0)
 
+    @cached_property
+    def value(self) -> float:
+        """F."""
+        log_normaliser = sum(law.log_normaliser for law in self.laws)
+        data = energy(self.point.C, self.problem) if self.problem.mean_field else 0.0
+        return float(data + np.sum(self.point.Ct * self.point.C) / 2 - log_normaliser)
 
-def laws(point: Point, problem: Problem) -> list[Law]:
-    """The tilted law of every group on its cloud."""
-    return [law(c, u) for c, u in zip(point.clouds, units(point, problem), strict=True)]
+    @property
+    def reduced_value(self) -> float:
+        """The maximum of F over Ct, to second order in the mismatch."""
+        return self.value + float(self.mismatch @ self.mismatch) / 4
 
+    @cached_property
+    def reduced_slope(self) -> Floats:
+        """Gradient of twice the maximum of F over Ct."""
+        return self.slope + self.mixed(self.mismatch)
 
-def expand(point: Point, problem: Problem, *, noise: bool = False) -> Expansion:
-    """F to second order around a point."""
-    found = [
-        derivatives(cloud, unit, noise=noise)
-        for cloud, unit in zip(point.clouds, units(point, problem), strict=True)
-    ]
-    of_l, of_k = (p if point.symmetric else 0 * p for p in (problem.parity, problem.pivot_parity))
-    covariance = _diagonal([f.covariance for f in found], of_l, of_l)
-    cross = _diagonal([f.cross for f in found], of_l, of_k)
-    bend = _diagonal([f.curvature for f in found], of_k, of_k)
-    mean = np.where(of_l == 0, np.concatenate([f.mean for f in found]), 0)
-    force = np.where(of_k == 0, np.concatenate([f.slope for f in found]), 0)
-    unit, inverse = _root(covariance)
-    at = jnp.asarray(point.m), problem.data, problem.pairs
-    (energy, slope), hessian = _data_slope(*at), np.asarray(_data_hessian(*at))
-    natural = problem.pairs.multiplicity * point.conjugate
-    # ln Z depends on C through K: its derivatives in K, pulled back.
-    pull = problem.reads @ unit
-    slope_m = unit.T @ (np.asarray(slope) + natural) - pull.T @ force
-    curved = unit.T @ hessian @ unit - pull.T @ bend @ pull
-    mixed = unit.T @ inverse.T - pull.T @ cross.T @ inverse.T
-    reduced = curved + mixed @ mixed.T
-    missed = point.m - mean
-    return Expansion(
-        value=float(energy + natural @ point.m - sum(f.log_normaliser for f in found)),
-        slope_m=slope_m,
-        slope_l=inverse @ missed,
-        mixed=mixed,
-        reduced=(reduced + reduced.T) / 2,
-        unit=unit,
-        inverse=inverse,
-        outside=missed - unit @ (inverse @ missed),
-        effective=min(f.effective for f in found),
-        noise=_noise(found, of_l, of_k, -pull.T, -inverse) if noise else np.zeros((0, 0)),
-    )
+    def mixed(self, conjugate: Floats) -> Floats:
+        """E^T l."""
+        back = self._joined([law.carried_back(x) for law, x in self._parts(conjugate)])
+        return conjugate - self.gathered(self.problem.fed_back(back))
 
+    def followed(self, x: Floats) -> Floats:
+        """E x: the tilt that C + R x asks for."""
+        return x - self._carried(self.problem.fed(self.spread(x)))
 
-def _noise(found: list[Derivatives], of_l: Ints, of_k: Ints, to_m: Floats, to_l: Floats) -> Floats:
-    """Covariance of the two slopes over clouds from those of (mean, slope of ln Z) of every group."""
-    split = [(f.noise, len(f.mean)) for f in found]
-    means = _diagonal([b[:n, :n] for b, n in split], of_l, of_l)
-    slopes = _diagonal([b[n:, n:] for b, n in split], of_k, of_k)
-    both = _diagonal([b[n:, :n] for b, n in split], of_k, of_l)
-    even = np.concatenate([of_k, of_l]) == 0
-    to = block_diag(to_m, to_l)
-    joint = np.block([[slopes, both], [both.T, means]]) * np.outer(even, even)
-    return np.asarray(to @ joint @ to.T)
+    def curved(self, x: Floats) -> Floats:
+        """F_xx x."""
+        dC = self.spread(x)
+        dK = self.problem.fed(dC)
+        stiff = [law.stiffened(dK[b]) for law, b in zip(self.laws, self._blocks, strict=True)]
+        out = -self.problem.fed_back(self._joined(stiff))
+        if self.problem.mean_field:
+            out += self._stiffness(dC)
+        return self.gathered(out)
 
+    def product(self, x: Floats) -> Floats:
+        """The reduced Hessian of 2 F times x."""
+        return self.curved(x) + self.mixed(self.followed(x))
 
-def _diagonal(blocks: list[Floats], rows: Ints, columns: Ints) -> Floats:
-    """Block diagonal over groups, zero between entries of different parity."""
-    return np.where(rows[:, None] == columns, block_diag(*blocks), 0)
+    def bent(self, x: Floats) -> Floats:
+        """What the retraction adds to the Hessian along x."""
+        parts = zip(self._parts(x), self._parts(self.reduced_slope), strict=True)
+        return np.concatenate([law.bent(own, slope) for (law, own), (_, slope) in parts])
 
+    def spread(self, x: Floats) -> Floats:
+        """DC = R x, shape (d, d)."""
+        return self._joined([law.spread(own) for law, own in self._parts(x)])
 
-def _root(covariance: Floats) -> tuple[Floats, Floats]:
-    """(unit, inverse) with unit unit^T = covariance on its range."""
-    scale = np.sqrt(np.diag(covariance))
-    inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-    values, vectors = np.linalg.eigh(inverse_scale[:, None] * covariance * inverse_scale)
-    keep = values > _NULL * len(values)
-    root = vectors[:, keep] * np.sqrt(values[keep])
-    inverse = (vectors[:, keep] / np.sqrt(values[keep])).T
-    return scale[:, None] * root, inverse * inverse_scale
+    def gathered(self, G: Floats) -> Floats:
+        """R^T G."""
+        pairs = zip(self.laws, self._blocks, strict=True)
+        return np.concatenate([law.gathered(G[block]) for law, block in pairs])
 
+    def whitened(self, dC: Floats) -> Floats:
+        """R^-1 dC."""
+        pairs = zip(self.laws, self._blocks, strict=True)
+        return np.concatenate([law.whitened(dC[block]) for law, block in pairs])
 
-def moved_by(
-    point: Point, problem: Problem, change: Floats | float, conjugate: Floats | float
-) -> Point:
-    """A displaced point on the same nodes; ``conjugate`` counts entries with their multiplicity."""
-    conjugate = conjugate / problem.pairs.multiplicity
-    return point._replace(m=point.m + change, conjugate=point.conjugate + conjugate)
+    def tilt(self, conjugate: Floats) -> Floats:
+        """R^-T l, shape (d, d)."""
+        return self._joined([law.tilt(own) for law, own in self._parts(conjugate)])
 
+    def moved(self, x: Floats, conjugate: Floats) -> Point:
+        """The point after a step in whitened coordinates."""
+        dC = self._joined([law.retracted(own) for law, own in self._parts(x)])
+        allowed, point = self._allowed, self.point
+        return point._replace(
+            C=np.where(allowed, point.C + dC, 0.0),
+            Ct=np.where(allowed, point.Ct + self.tilt(conjugate), 0.0),
+        )
 
-def gradient(
-    point: Point, problem: Problem, change: Floats | float = 0.0, conjugate: Floats | float = 0.0
-) -> Floats:
-    """(dF/dm, dF/dl) at a displaced point, on the same nodes; l are entries with multiplicity."""
-    moved = moved_by(point, problem, change, conjugate)
-    found = [
-        derivatives(cloud, unit, second=False)
-        for cloud, unit in zip(moved.clouds, units(moved, problem), strict=True)
-    ]
-    _, slope = _data_slope(jnp.asarray(moved.m), problem.data, problem.pairs)
-    pulled = problem.reads.T @ np.concatenate([f.slope for f in found])
-    slope_m = np.asarray(slope) + problem.pairs.multiplicity * moved.conjugate - pulled
-    return np.concatenate([slope_m, moved.m - np.concatenate([f.mean for f in found])])
+    def dense(self) -> tuple[Floats, Floats]:
+        """E and the reduced Hessian as matrices, (k, k)."""
+        shape, units = (self.size, self.size), np.eye(self.size)
+        followed = np.array([self.followed(x) for x in units]).reshape(shape).T
+        curved = np.array([self.curved(x) for x in units]).reshape(shape)
+        reduced = curved + followed.T @ followed
+        return followed, (reduced + reduced.T) / 2
 
+    @cached_property
+    def _allowed(self) -> NDArray[np.bool_]:
+        """Entries that may differ from zero, (d, d)."""
+        if self.point.symmetric:
+            return np.asarray(self.problem.over_sites(self.problem.even), bool)
+        return np.ones_like(self.K, bool)
 
-def thinned(point: Point) -> Point:
-    """A point on fewer particles, for what needs many evaluations and little accuracy."""
-    clouds: list[Cloud] = []
-    for cloud in point.clouds:
-        if isinstance(cloud, Particles) and len(cloud.z) > _THINNED:
-            stride = len(cloud.z) // _THINNED
-            cloud = Particles(cloud.z[::stride], cloud.log_weight[::stride] + np.log(stride), 0.0)
-        clouds.append(cloud)
-    return point._replace(clouds=tuple(clouds))
+    @cached_property
+    def _stiffness(self) -> Stiffness:
+        return Stiffness(self.point.C, self.problem)
 
+    def _parts(self, x: Floats) -> list[tuple[Law, Floats]]:
+        return list(zip(self.laws, np.split(x, self._ends[1:-1]), strict=True))
 
-def completed(point: Point, core: Problem, problem: Problem) -> Point:
-    """A solution for the entries that are read, with those that follow from it."""
-    m = np.zeros((problem.size, problem.size))
-    for at, group in zip(laws(point, core), core.groups, strict=True):
-        m[np.ix_(group.sites, group.sites)] = (at.phi * at.weights[:, None]).T @ at.phi
-    follow = entries(m, problem)
-    if point.symmetric:
-        follow = np.where(problem.parity, 0, follow)
-    solved = entries(matrix(1.0 + 0 * point.m, core), problem) > 0
-    return point._replace(
-        m=np.where(solved, entries(matrix(point.m, core), problem), follow),
-        conjugate=entries(matrix(point.conjugate, core), problem),
-    )
+    def _carried(self, dK: Floats) -> Floats:
+        pairs = zip(self.laws, self._blocks, strict=True)
+        return np.concatenate([law.carried(dK[block]) for law, block in pairs])
 
-
-def correction_slope(m: Floats, problem: Problem, *, lazy: bool) -> Floats:
-    """Gradient in m of 1/2 sum_o ln det S_o, with the data energy where data act at order 1/N only."""
-    value = _correction_slope(jnp.asarray(m), problem.data, problem.pairs, lazy)
-    return np.asarray(value)
-
-
-def assemble(m: jax.Array, data: Data, index: Pairs) -> jax.Array:
-    """C of shape (T, P, T, P) from the entries solved for, zero elsewhere."""
-    shape = np.shape(data.map_.input)
-    C = jnp.zeros((shape[0] * shape[1],) * 2).at[index.first, index.second].set(m)
-    return C.at[index.second, index.first].set(m).reshape(shape)
-
-
-@partial(jax.jit, static_argnums=3)
-def _correction_slope(m: jax.Array, data: Data, index: Pairs, lazy: bool) -> jax.Array:
-    def correction(m: jax.Array) -> jax.Array:
-        C = assemble(m, data, index)
-        return output_log_determinant(C, data) + lazy * data_energy(C, data)
-
-    return jax.grad(correction)(m)
-
-
-def _energy(m: jax.Array, data: Data, index: Pairs) -> jax.Array:
-    return data_energy(assemble(m, data, index), data)
-
-
-_data_slope = jax.jit(jax.value_and_grad(_energy))
-_data_hessian = jax.jit(jax.hessian(_energy))
-
-
-def flip(point: Point, problem: Problem, signs: NDArray[np.int64]) -> Point:
-    """h[t] -> s_t h[t] for odd phi; ``signs`` (T,)."""
-    patterns = np.shape(problem.data.map_.input)[1]
-    at = np.repeat(signs, patterns).astype(np.float64)
-    both = at[:, None] * at
-    clouds: list[Cloud] = []
-    for cloud, group in zip(point.clouds, problem.groups, strict=True):
-        pivots, sites = at[group.pivots], at[group.sites]
-        if isinstance(cloud, Grid):
-            clouds.append(cloud._replace(h=cloud.h * pivots, phi=cloud.phi * sites))
-        else:
-            clouds.append(cloud._replace(z=cloud.z * pivots))
-    return point._replace(
-        m=entries(both * matrix(point.m, problem), problem),
-        conjugate=entries(both * matrix(point.conjugate, problem), problem),
-        clouds=tuple(clouds),
-    )
-
-
-def kernel_of(point: Point, problem: Problem) -> Floats:
-    """C of shape (T, P, T, P); between groups the product of means, which is zero for odd phi."""
-    C = matrix(point.m, problem)
-    if len(problem.groups) > 1 and not problem.phi.odd and _is_positive(point.m, problem):
-        mean = np.zeros(len(C))
-        for at, group in zip(laws(point, problem), problem.groups, strict=True):
-            mean[group.sites] = at.weights @ at.phi
-        C = np.where(problem.apart, np.outer(mean, mean), C)
-    return C.reshape(np.shape(problem.data.map_.input))
-
-
-def _is_positive(m: Floats, problem: Problem) -> bool:
-    """Whether K is positive definite, which it may not be where a solver broke down."""
-    try:
-        return all(np.all(np.isfinite(np.linalg.cholesky(K))) for K in pivot_kernels(m, problem))
-    except np.linalg.LinAlgError:
-        return False
+    def _joined(self, blocks: list[Floats]) -> Floats:
+        out = np.zeros_like(self.K)
+        for block, part in zip(self._blocks, blocks, strict=True):
+            out[block] = part
+        return out

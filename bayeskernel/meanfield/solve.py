@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bayeskernel.errors import LARGEST, InputError, positive, positive_integer, real_array
-from bayeskernel.gauge import SignSymmetry, sign_symmetry
-from bayeskernel.kernels import kernel_map
 from bayeskernel.keys import check_key
-from bayeskernel.meanfield import linear, nonlinear
-from bayeskernel.meanfield.fluctuations import Fluctuations
-from bayeskernel.meanfield.gaussian import Progress, Status
+from bayeskernel.likelihood import dual_targets, mean_output
+from bayeskernel.meanfield import predict, spectrum
+from bayeskernel.meanfield.branches import Search, Solution
+from bayeskernel.meanfield.fluctuations import FluctuationError, Fluctuations, Shift, Spread
+from bayeskernel.meanfield.newton import Newton, Progress, Status
 from bayeskernel.meanfield.predict import Prediction
-from bayeskernel.meanfield.solution import Branch, Found, Theory
-from bayeskernel.meanfield.spectrum import Outliers, outliers
+from bayeskernel.meanfield.spectrum import Outliers
+from bayeskernel.meanfield.starts import extended_point
 from bayeskernel.network import Network, check_problem
+from bayeskernel.problem import Problem, problem
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
-# Residual at which a solution counts as converged, unless the caller says otherwise.
-TOLERANCE = 1e-7
+# Residual at which a solution counts as converged, unless the caller says otherwise, and Newton steps.
+TOLERANCE, MAX_STEPS = 1e-7, 200
+# Convergence of a solution extended by new patterns.
+_EXTENDED = Newton(tolerance=1e-6, max_steps=MAX_STEPS)
+_SEED = 0
+
+
+class Branch(NamedTuple):
+    """One solution of the saddle-point equations.
+
+    Attributes
+    ----------
+    kernel
+        C, shape (T, P, T, P).
+    free_energy
+        F, nats per unit of width.
+    residual
+        As in `MeanField`.
+    curvature
+        Lowest eigenvalue of the Hessian of F in C, in units of the spread of phi phi over units: 1/2 for a
+        prior untouched by data, negative at a saddle.
+    stable
+        Whether the branch is a minimum of F.
+    result
+        How the solver ended.
+    monte_carlo_error, free_energy_error
+        As in `MeanField`.
+    """
+
+    kernel: Floats
+    free_energy: float
+    residual: float
+    curvature: float
+    stable: bool
+    result: Status
+    monte_carlo_error: Floats
+    free_energy_error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +113,7 @@ class MeanField:
     free_energy_error: float
     result: Status
     branches: tuple[Branch, ...]
-    _theory: Theory = field(repr=False)
+    _solution: Solution = field(repr=False)
 
     @property
     def converged(self) -> bool:
@@ -93,13 +131,19 @@ class MeanField:
         Raises
         ------
         FluctuationError
-            At a saddle, or for a kernel of rank above 64.
+            At a saddle.
         """
-        return self._fluctuations.std / np.sqrt(self._width(width))
+        return self._tensor(self._spread.kernel) / np.sqrt(self._width(width))
 
     def kernel_shift(self, width: int | None = None) -> Floats:
-        """Posterior mean at a width minus the mean-field kernel, to leading order (~ 1/N)."""
-        return self._fluctuations.shift / self._width(width)
+        """Posterior mean at a width minus the mean-field kernel, to leading order (~ 1/N).
+
+        Raises
+        ------
+        FluctuationError
+            At a saddle, or for a kernel of rank above 64.
+        """
+        return self._tensor(self._shift.kernel) / self._width(width)
 
     def output_std(self, width: int | None = None) -> Floats:
         """Posterior standard deviation of each output (T, P, O) at a width, to leading order.
@@ -107,11 +151,11 @@ class MeanField:
         Of order 1/sqrt N in mean-field scaling, of order one in standard scaling. Outputs are those of
         the network; observation noise comes on top. Raises as `kernel_std` does.
         """
-        return self._fluctuations.output_std / self._output_scale(width)
+        return self._spread.output.reshape(self.output.shape) / self._output_scale(width)
 
     def output_shift(self, width: int | None = None) -> Floats:
         """Posterior mean output at a width minus its limit (T, P, O), to leading order (~ 1/N)."""
-        return self._fluctuations.output_shift / self._width(width)
+        return self._shift.output.reshape(self.output.shape) / self._width(width)
 
     def predict(self, inputs: ArrayLike) -> Prediction:
         """Predict outputs and kernels for new patterns.
@@ -121,9 +165,7 @@ class MeanField:
         inputs
             Shape (T, P*, D), as many steps and features as the task has.
         """
-        _, *drive = self._with_patterns(self._new_patterns(inputs))
-        with jax.enable_x64(True):
-            return self._theory.predict(*drive)
+        return predict.predict(self._solution.saddle, self._joint(self._new_patterns(inputs)))
 
     def predict_std(self, inputs: ArrayLike, width: int | None = None) -> Floats:
         """Posterior standard deviation of the outputs for new patterns, to leading order.
@@ -142,12 +184,12 @@ class MeanField:
         -------
         Shape (T, P*, O).
         """
-        new, patterns, parts = self._new_patterns(inputs), self.task.shape[1], []
+        new, (steps, patterns, _, outputs) = self._new_patterns(inputs), self.task.shape
+        parts = []
         for a in range(new.shape[1]):
-            task, *drive = self._with_patterns(new[:, a : a + 1])
-            with jax.enable_x64(True):
-                theory = self._theory.extended(self.network, task, *drive)
-                parts.append(theory.fluctuations().output_std[:, patterns:])
+            together = self._extended(self._joint(new[:, a : a + 1]))
+            std = Fluctuations(together).spread().output
+            parts.append(std.reshape(steps, patterns + 1, outputs)[:, patterns:])
         return np.concatenate(parts, axis=1) / self._output_scale(width)
 
     def _new_patterns(self, inputs: ArrayLike) -> Floats:
@@ -159,17 +201,25 @@ class MeanField:
             raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
         return new.inputs
 
-    def _with_patterns(self, new: Floats) -> tuple[Task, Floats, Floats]:
-        """The task with new patterns without targets, and the input's part of K of new patterns."""
-        patterns, outputs = self.task.shape[1], self.task.shape[3]
-        unknown = np.full((*new.shape[:2], outputs), np.nan)
-        both = Task(
-            np.concatenate([self.task.inputs, new], axis=1),
-            np.concatenate([self.task.targets, unknown], axis=1),
+    def _joint(self, new: Floats) -> Problem:
+        """The task with new patterns without targets."""
+        unknown = np.full((*new.shape[:2], self.task.shape[3]), np.nan)
+        inputs = np.concatenate([self.task.inputs, new], axis=1)
+        return problem(
+            self.network, Task(inputs, np.concatenate([self.task.targets, unknown], axis=1))
         )
-        with jax.enable_x64(True):
-            drive = np.asarray(kernel_map(self.network, both).input)[:, patterns:]
-        return both, drive[..., :patterns], drive[..., patterns:]
+
+    def _extended(self, joint: Problem) -> Solution:
+        """The solution of a problem with more patterns, converged from draws for all of them."""
+        saddle = self._solution.saddle
+        extension, old = predict.extended(saddle, joint), predict.trained_sites(saddle, joint)
+        C, Ct, h = extension.C.mean(0), np.zeros((joint.size, joint.size)), extension.h
+        Ct[np.ix_(old, old)] = saddle.point.Ct
+        start = extended_point(joint, C, Ct, h, symmetric=saddle.point.symmetric)
+        solution = Search(joint, _EXTENDED, np.random.default_rng(_SEED)).solution(start)
+        if solution.status is not Status.CONVERGED:
+            raise FluctuationError(f"all patterns together: {solution.status}")
+        return solution
 
     def outliers(self) -> tuple[Outliers, ...]:
         """Eigenvalues and singular values that leave the bulk of the recurrent weights.
@@ -178,13 +228,26 @@ class MeanField:
         -------
         One entry per recurrent weight matrix, in the order of its first use.
         """
-        with jax.enable_x64(True):
-            return outliers(self.network, self.task, self.kernel, self._theory.moments())
+        return spectrum.outliers(self.network, self._solution.saddle)
 
     @cached_property
     def _fluctuations(self) -> Fluctuations:
-        with jax.enable_x64(True):
-            return self._theory.fluctuations()
+        """Around the solution; where activities have a mean, around that of all steps together."""
+        solution = self._solution
+        if len(solution.saddle.laws) > 1 and not self.network.phi.odd:
+            solution = self._extended(solution.saddle.problem)
+        return Fluctuations(solution)
+
+    @cached_property
+    def _spread(self) -> Spread:
+        return self._fluctuations.spread()
+
+    @cached_property
+    def _shift(self) -> Shift:
+        return self._fluctuations.shift()
+
+    def _tensor(self, matrix: Floats) -> Floats:
+        return matrix.reshape(self.kernel.shape)
 
     def _output_scale(self, width: int | None) -> float:
         """What the spread of outputs falls with."""
@@ -200,7 +263,7 @@ def solve(
     rng_key: jax.Array | None = None,
     *,
     tolerance: float = TOLERANCE,
-    max_steps: int = 200,
+    max_steps: int = MAX_STEPS,
     progress: Progress | None = None,
 ) -> MeanField:
     """Solve the mean-field equations for the kernels of a network on a task.
@@ -211,7 +274,7 @@ def solve(
         What to solve. The width only sets the scale of fluctuations.
     rng_key
         Where particles are used (nonlinear networks with more than three correlated sites): their
-        randomness. None is a fixed key, so that the answer repeats.
+        randomness comes from all words of the key. None is a fixed seed, so that the answer repeats.
     tolerance
         On the residual.
     max_steps
@@ -229,71 +292,75 @@ def solve(
     InputError
         If all inputs are zero.
     """
-    return solve_branches(network, task, rng_key, tolerance, max_steps, progress, every_branch=True)
+    search = posed(network, task, rng_key, tolerance, max_steps, progress)
+    # Numbers out of range end in a status.
+    with np.errstate(all="ignore"):
+        return mean_field(network, task, search.solutions(every_branch=True))
 
 
-# Numbers out of range end in a status.
-@np.errstate(over="ignore", invalid="ignore")
-def solve_branches(
+def solve_raised(
+    network: Network, task: Task, rng_key: jax.Array | None, tolerance: float
+) -> MeanField:
+    """The solution that the prior leads to."""
+    search = posed(network, task, rng_key, tolerance, MAX_STEPS, None)
+    with np.errstate(all="ignore"):
+        return mean_field(network, task, search.solutions(every_branch=False))
+
+
+def posed(
     network: Network,
     task: Task,
     rng_key: jax.Array | None,
     tolerance: float,
     max_steps: int,
     progress: Progress | None,
-    *,
-    every_branch: bool,
-) -> MeanField:
-    """`solve`, or only the branch that raising the signal from zero leads to."""
-    symmetry, seed = checked(network, task, rng_key, tolerance, max_steps)
-    with jax.enable_x64(True):
-        if network.phi.name == "linear":
-            found = linear.solve(
-                network, task, symmetry, tolerance, max_steps, progress, every_branch=every_branch
-            )
-        else:
-            found = nonlinear.solve(
-                network,
-                task,
-                symmetry,
-                np.random.default_rng(seed),
-                tolerance,
-                max_steps,
-                progress,
-                every_branch=every_branch,
-            )
-    return mean_field(network, task, found)
-
-
-def checked(
-    network: Network, task: Task, rng_key: jax.Array | None, tolerance: float, max_steps: int
-) -> tuple[SignSymmetry, int]:
-    """Refuse what cannot be solved; the sign symmetry, and a seed for particles."""
+) -> Search:
+    """Refuse what cannot be solved; otherwise the problem and its solver."""
     check_problem(network, task)
     positive("tolerance", tolerance)
     positive_integer("max_steps", max_steps)
-    symmetry = sign_symmetry(network, task)
     if not np.any(np.abs(task.inputs) > 1 / LARGEST):
         raise InputError("inputs", "at least one input that is not zero", "all zero")
-    seed = 0 if rng_key is None else int(np.sum(jax.random.key_data(check_key(rng_key))))
-    return symmetry, seed
+    words = [_SEED]
+    if rng_key is not None:
+        words = np.asarray(jax.random.key_data(check_key(rng_key))).ravel().tolist()
+    rng = np.random.default_rng(np.random.SeedSequence(words))
+    return Search(problem(network, task), Newton(tolerance, max_steps), rng, progress)
 
 
-def mean_field(network: Network, task: Task, found: Found) -> MeanField:
-    """What users see of the branches found."""
-    best = found.branches[0]
+def mean_field(network: Network, task: Task, solutions: Sequence[Solution]) -> MeanField:
+    """What users see of some solutions, the best first."""
+    branches = tuple(_branch(solution) for solution in solutions)
+    saddle, best = solutions[0].saddle, branches[0]
+    own, C = saddle.problem, saddle.point.C
+    with np.errstate(all="ignore"):
+        output = mean_output(C, own.step_of, dual_targets(C, own), own)
     return MeanField(
         network=network,
         task=task,
         kernel=best.kernel,
-        preactivation_kernel=found.preactivation_kernel,
-        conjugate=found.conjugate,
-        output=found.output,
+        preactivation_kernel=own.tensor(saddle.K),
+        conjugate=own.tensor(saddle.point.Ct),
+        output=output.reshape(task.targets.shape),
         free_energy=best.free_energy,
         residual=best.residual,
         monte_carlo_error=best.monte_carlo_error,
         free_energy_error=best.free_energy_error,
         result=best.result,
-        branches=found.branches,
-        _theory=found.theory,
+        branches=branches,
+        _solution=solutions[0],
+    )
+
+
+def _branch(solution: Solution) -> Branch:
+    tensor = solution.saddle.problem.tensor
+    return Branch(
+        tensor(solution.kernel),
+        solution.free_energy,
+        solution.residual,
+        solution.curvature,
+        solution.stable,
+        solution.status,
+        tensor(solution.error),
+        solution.free_energy_error,
     )

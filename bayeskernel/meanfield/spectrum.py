@@ -7,20 +7,21 @@ it writes), in the limit N -> infinity (docs/theory, section 7, derived here)
     eigenvalues of C_in^-1 G outside the circle |l| = sw are outliers of W, others drown in it;
     singular values: theta^2 an eigenvalue of C_in^-1 H gives a spike at theta^2 / sqrt(theta^2 - sw^2)
     if theta^2 > 2 sw^2; the bulk ends at 2 sw.
+
+Given h, g has mean K_W u with u = K^+ h and K_W the recurrent part of K; <phi u^T> = Y and <u u^T> = B + K^+ are known
+from the law of one unit.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import pinvh
 
-from bayeskernel.kernels import kernel_map, preactivation_kernel
+from bayeskernel.meanfield.saddle import Saddle
 from bayeskernel.network import Network
-from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
@@ -49,49 +50,34 @@ class Outliers(NamedTuple):
     singular_values: Floats
 
 
-def outliers(
-    network: Network, task: Task, kernel: Floats, moments: tuple[Floats, Floats]
-) -> tuple[Outliers, ...]:
-    """Predict the outliers of every recurrent weight matrix.
-
-    Parameters
-    ----------
-    network, task
-        What was solved.
-    kernel
-        C, shape (T, P, T, P).
-    moments
-        <phi h^T> and <h h^T>, shapes (d, d).
-    """
-    cross_moment, second_moment = moments
-    steps, patterns = kernel.shape[:2]
-    map_ = kernel_map(network, task)
-    K = np.asarray(preactivation_kernel(jnp.asarray(kernel), map_)).reshape(len(cross_moment), -1)
-    driven = np.asarray(map_.input).reshape(K.shape)
-    C = kernel.reshape(K.shape)
-    # Given h, what W contributes to it has mean (K - K_U) K^+ h; second moments follow.
-    recurrent = K - driven
-    share = recurrent @ pinvh(K, rtol=_NULL)
-    written = share @ second_moment @ share.T + recurrent - share @ recurrent
-    labels = network.labels(steps).recurrent
-    found = []
-    for label in dict.fromkeys(labels[1:]):
-        acts = [t for t in range(1, steps) if labels[t] == label]
-        writes = np.array([t * patterns + a for t in acts for a in range(patterns)])
+def outliers(network: Network, saddle: Saddle) -> tuple[Outliers, ...]:
+    """Predict the outliers of every recurrent weight matrix, in the order of its first use."""
+    problem, C = saddle.problem, saddle.point.C
+    recurrent = problem.fed(C)
+    Y, B = np.zeros((2, *C.shape))
+    for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
+        Y[nodes.sites.block], B[nodes.sites.block] = law.Y, law.B
+    # <g g^T> = K_W <u u^T> K_W + K_W - K_W K^+ K_W.
+    written = recurrent @ B @ recurrent + recurrent
+    labels, patterns = np.array(network.labels(problem.steps).recurrent), problem.patterns
+    predicted = []
+    for label in dict.fromkeys(labels[1:].tolist()):
+        acts = np.flatnonzero(labels == label)
+        writes = (acts[:, None] * patterns + np.arange(patterns)).ravel()
         reads = writes - patterns
         inverse = pinvh(C[np.ix_(reads, reads)], rtol=_NULL)
-        G = (cross_moment @ share.T)[np.ix_(reads, writes)]
+        G = (Y @ recurrent)[np.ix_(reads, writes)]
         eigenvalues = np.linalg.eigvals(inverse @ G).astype(np.complex128)
         eigenvalues = eigenvalues[np.abs(eigenvalues) > network.recurrent_std]
-        found.append(
+        predicted.append(
             Outliers(
-                tuple(t + 1 for t in acts),
+                tuple(int(t) + 1 for t in acts),
                 network.recurrent_std,
                 eigenvalues[np.argsort(-np.abs(eigenvalues))],
                 _spikes(inverse @ written[np.ix_(writes, writes)], network.recurrent_std),
             )
         )
-    return tuple(found)
+    return tuple(predicted)
 
 
 def _spikes(squares: Floats, radius: float) -> Floats:

@@ -1,14 +1,13 @@
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
-from bayeskernel.kernels import kernel_map, output_covariances, preactivation_kernel, supervision
-from bayeskernel.meanfield import free_energy as fe
-from bayeskernel.meanfield import gaussian
-from bayeskernel.meanfield.gaussian import Status, dense_hessian, minimise, retract, symmetric_basis
+from bayeskernel.meanfield import fluctuations, newton
+from bayeskernel.meanfield.newton import Newton, Status
+from bayeskernel.meanfield.starts import prior_point
+from bayeskernel.problem import problem
+from tests.inference import references
 
 from . import closed_forms
 
@@ -84,11 +83,10 @@ def test_free_energy_is_its_formula(sharing, general_task):
     network = bk.Network(64, "linear", SHARINGS[sharing], noise=0.4, recurrent_std=1.1)
     # Three features and four steps of inputs: K has full rank for two patterns.
     theory = bk.solve(network, general_task)
-    with jax.enable_x64(True):
-        map_, data = kernel_map(network, general_task), supervision(general_task)
-        S = np.asarray(output_covariances(jnp.asarray(theory.kernel), map_, data))
-        K = np.asarray(preactivation_kernel(jnp.asarray(theory.kernel), map_))
-    expected = closed_forms.free_energy(matrix(theory.kernel), matrix(K), S, data.targets.T)
+    C = matrix(theory.kernel)
+    K, S = references.kernel_maps(network, general_task, network.labels(4))
+    covariances, targets = zip(*(S(C, o) for o in range(2)), strict=True)
+    expected = closed_forms.free_energy(C, K(C), covariances, targets)
     assert theory.free_energy == pytest.approx(expected, rel=1e-10)
     assert bk.free_energy(network, general_task, theory.kernel) == pytest.approx(
         expected, rel=1e-10
@@ -103,16 +101,14 @@ def test_solution_satisfies_the_saddle_point_equations(sharing, general_task):
     C, K, Ct = (matrix(k) for k in (theory.kernel, theory.preactivation_kernel, theory.conjugate))
     assert np.linalg.inv(np.linalg.inv(K) - Ct) == pytest.approx(C, rel=1e-6, abs=1e-7)
     # The conjugate kernel of step t carries M_W between steps t+1 and s+1, the steps that read C.
-    with jax.enable_x64(True):
-        map_, data = kernel_map(network, general_task), supervision(general_task)
-        S = np.asarray(output_covariances(jnp.asarray(theory.kernel), map_, data))
+    _, S = references.kernel_maps(network, general_task, network.labels(4))
     dual = np.zeros((8, 2))
-    dual[data.sites] = np.stack(
-        [np.linalg.solve(s, y) for s, y in zip(S, data.targets.T, strict=True)], 1
-    )
+    for o in range(2):
+        covariance, targets = S(C, o)
+        dual[general_task.supervised[..., o].ravel(), o] = np.linalg.solve(covariance, targets)
     M_W, _, M_V = network.labels(4).masks()
     B = (np.linalg.inv(K) @ C @ np.linalg.inv(K) - np.linalg.inv(K)).reshape(4, 2, 4, 2)
-    expected = (dual * data.mask.max() @ dual.T).reshape(4, 2, 4, 2) * M_V[:, None, :, None]
+    expected = (dual @ dual.T).reshape(4, 2, 4, 2) * M_V[:, None, :, None]
     expected[:3, :, :3] += (M_W[:, None, :, None] * B)[1:, :, 1:]
     assert theory.conjugate == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
@@ -185,33 +181,6 @@ def test_more_patterns_than_features():
     assert np.linalg.matrix_rank(matrix(theory.kernel)[:20, :20], tol=1e-6) <= 16
 
 
-@pytest.mark.parametrize("sharing", SHARINGS)
-def test_whitening_and_back(sharing, general_task, double):
-    problem = fe.linear_problem(bk.Network(64, "linear", SHARINGS[sharing]), general_task)
-    root = np.random.default_rng(0).normal(size=(problem.size, 2 * problem.size))
-    Q = jnp.asarray(root @ root.T / (2 * problem.size))
-    C = fe.to_kernel(Q, problem)
-    assert np.asarray(fe.whiten(C, problem)) == pytest.approx(np.asarray(Q), rel=1e-9, abs=1e-9)
-    A = np.asarray(fe.causal_root(Q, problem).root)
-    K = np.asarray(preactivation_kernel(C, problem.map_))
-    assert pytest.approx(matrix(K), rel=1e-9, abs=1e-9) == A @ A.T
-
-
-def test_hessian_by_finite_differences(general_task, double):
-    problem = fe.linear_problem(bk.Network(64, "linear"), general_task)
-    rng = np.random.default_rng(1)
-    basis = symmetric_basis(problem.size)
-    factor = np.linalg.cholesky(np.cov(rng.normal(size=(problem.size, 50))))
-    hessian = dense_hessian(factor, basis, problem)
-    xi = np.einsum("m,mij->ij", v := rng.normal(size=len(basis)), basis)
-
-    def F(step):
-        return float(fe.whitened_free_energy(jnp.asarray(retract(factor, step * xi)), problem))
-
-    second = (F(1e-3) - 2 * F(0.0) + F(-1e-3)) / 1e-6
-    assert v @ hessian @ v == pytest.approx(second, rel=1e-5)
-
-
 def test_unfinished_descent_says_so(table1_task):
     theory = bk.solve(bk.Network(64, "linear", noise=0.5), table1_task, max_steps=2)
     assert not theory.converged
@@ -219,10 +188,11 @@ def test_unfinished_descent_says_so(table1_task):
     assert theory.residual > 1e-7
 
 
-def test_rounding_floor_is_reported(table1_task, double):
-    problem = fe.linear_problem(bk.Network(64, "linear", noise=0.5), table1_task)
-    point = minimise(np.eye(3), problem, tolerance=1e-30, max_steps=50)
-    assert point.status is not Status.CONVERGED
+def test_rounding_floor_is_reported(table1_task):
+    posed = problem(bk.Network(64, "linear", noise=0.5), table1_task)
+    rng = np.random.default_rng(0)
+    descent = Newton(tolerance=1e-30, max_steps=50).descend(posed, prior_point(posed, rng), rng)
+    assert descent.status is not Status.CONVERGED
 
 
 class TestPredict:
@@ -310,21 +280,22 @@ def test_sequence_task_is_interpolated_by_sharing_alone():
     assert np.abs(untied[held_out]).max() < 1e-6
 
 
-@pytest.mark.long
-def test_large_problems_take_another_way_to_the_same_kernel(monkeypatch):
-    """L-BFGS with growing blocks (large tasks) against Newton's method with a scan (small tasks)."""
-    rng = np.random.default_rng(0)
-    inputs, targets = rng.normal(size=(3, 4, 6)), np.full((3, 4), np.nan)
-    targets[2] = rng.normal(size=4)
-    network, task = bk.Network(512, "linear", [0, 0, 1], noise=0.2), bk.Task(inputs, targets)
-    monkeypatch.setattr(gaussian, "LARGE", 0)
-    monkeypatch.setattr(fe, "_LARGE_BLOCK", 0)
-    large = bk.solve(network, task)
-    monkeypatch.setattr(gaussian, "LARGE", 10**6)
-    monkeypatch.setattr(fe, "_LARGE_BLOCK", 10**6)
-    jax.clear_caches()
-    small = bk.solve(network, task)
-    assert large.converged
-    assert small.converged
-    assert large.free_energy == pytest.approx(small.free_energy, rel=1e-10)
-    assert large.kernel == pytest.approx(small.kernel, rel=1e-5, abs=1e-5)
+def test_large_problems_take_another_way_to_the_lowest_curvature(monkeypatch, general_task):
+    """Krylov vectors against the whole Hessian; the solver itself has one way."""
+    network = bk.Network(512, "linear", [0, 0, 1, 1], noise=0.2)
+    dense = bk.solve(network, general_task)
+    monkeypatch.setattr(newton, "DENSE", 0)
+    krylov = bk.solve(network, general_task)
+    assert krylov.kernel == pytest.approx(dense.kernel, rel=1e-6, abs=1e-8)
+    assert krylov.branches[0].curvature == pytest.approx(dense.branches[0].curvature, rel=0.05)
+
+
+def test_random_directions_give_the_spread_of_large_kernels(monkeypatch, general_task):
+    theory = bk.solve(bk.Network(64, "linear", noise=0.2), general_task)
+    exact = theory.kernel_std(), theory.output_std()
+    monkeypatch.setattr(fluctuations, "MOST_COORDINATES", 0)
+    large = bk.solve(bk.Network(64, "linear", noise=0.2), general_task)
+    for probed, sums in zip((large.kernel_std(), large.output_std()), exact, strict=True):
+        assert np.linalg.norm(probed - sums) < 0.15 * np.linalg.norm(sums)
+    with pytest.raises(fluctuations.FluctuationError, match="coordinates"):
+        large.kernel_shift()

@@ -9,7 +9,7 @@ from scipy.special import erf
 
 import bayeskernel as bk
 from bayeskernel.gauge import flip_kernel
-from bayeskernel.meanfield import homotopy, single_unit
+from bayeskernel.meanfield import grid
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.prior import prior_kernel
 
@@ -75,7 +75,7 @@ def test_one_step_against_an_independent_integral():
 
 @pytest.mark.parametrize("sharing", ["tied", [0, 0, 1], "untied"])
 def test_linear_networks_against_the_gaussian_solver(sharing):
-    """Kernel, F, curvature's sign, fluctuations and 1/N shift: two solvers without common code."""
+    """Kernel, F, fluctuations and 1/N shift: Wick's law against sums over a grid."""
     network = bk.Network(64, "linear", sharing, noise=0.5)
     task = bk.tasks.endpoint([[1.0]], [4.5], 3)
     gaussian = bk.solve(network, task)
@@ -102,7 +102,7 @@ def test_linear_networks_against_the_gaussian_solver(sharing):
 def test_grid_and_particles_agree(activation, monkeypatch):
     network = bk.Network(64, activation, noise=0.1)
     exact = bk.solve(network, ENDPOINT)
-    monkeypatch.setattr(homotopy, "GRID_DIMENSIONS", 0)
+    monkeypatch.setattr(grid, "DIMENSIONS", 0)
     sampled = bk.solve(network, ENDPOINT)
     assert sampled.converged
     error = sampled.monte_carlo_error
@@ -124,8 +124,8 @@ def test_grid_and_particles_agree(activation, monkeypatch):
 def test_refining_the_grid_changes_nothing(activation, monkeypatch):
     network = bk.Network(64, activation, noise=0.3)
     coarse = bk.solve(network, ENDPOINT)
-    monkeypatch.setitem(single_unit._GRID_NODES, 3, 57)
-    monkeypatch.setitem(single_unit._PANEL_NODES, 3, 44)
+    monkeypatch.setitem(grid._NODES, 3, 57)
+    monkeypatch.setitem(grid._PANEL_NODES, 3, 44)
     fine = bk.solve(network, ENDPOINT)
     assert fine.kernel == pytest.approx(coarse.kernel, abs=1e-6)
     assert fine.free_energy == pytest.approx(coarse.free_energy, abs=1e-6)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
-from bayeskernel.meanfield.stability import NoTransitionError, tied_only_curvature
+from bayeskernel.meanfield.critical import NoTransitionError, tied_only_curvature
 from tests.meanfield.closed_forms import endpoint_gain, first_lag_critical_signal
 
 
@@ -17,8 +17,8 @@ def test_linear_closed_form(steps):
     assert found.coexistence == found.spinodal
     blocks = np.abs(found.direction[:, 0, :, 0])
     # The first lag goes unstable.
-    assert blocks[0, 1] > 0
-    assert blocks[0, 2] == 0
+    assert blocks[0, 1] > 0.01
+    assert blocks[0, 2] < 1e-12
 
 
 @pytest.mark.long

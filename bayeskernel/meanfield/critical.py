@@ -1,34 +1,32 @@
 r"""At which signal do tied and untied networks part?
 
 Where no cross-step entry of the inputs' or the targets' kernels breaks it, the untied solution, in which steps
-are independent, is stationary for the tied network too. Its Hessian in the tied-only blocks c = C[t,s], t != s,
-with l = Ct[t,s] eliminated (docs/theory, section 5, derived here), couples blocks of equal lag only:
-
-    F_2 = 1/2 <e, C_t^-1 e C_s^-1> - 1/2 <k, V_t k V_s> + 1/2 <k, V_t k L_s + L_t k V_s - L_t k L_s>
-    e = c[t,s] - Y_t k Y_s^T,   k = sw^2 c[t-1,s-1],   L = K_t^-1,   V = L <h h^T> L,   Y = <phi h^T> L
-
-The untied solution loses stability where the lowest eigenvalue crosses zero.
+are independent, is stationary for the tied network too. Between independent steps Wick's law is exact (see `laws`), so the
+Hessian of the tied network's F in the cross-step entries of C (docs/theory, section 5, derived here) is that of `Saddle` with
+the untied solution's C, Y = <phi u^T> and B. The untied solution loses stability where its lowest eigenvalue crosses zero.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import block_diag, eigh, pinvh
 from scipy.optimize import brentq, minimize_scalar
 
 from bayeskernel.errors import BayesKernelError
-from bayeskernel.kernels import coherence, kernel_map, supervision
-from bayeskernel.meanfield.free_energy import Data, data_energy
-from bayeskernel.meanfield.problem import coupled_steps
-from bayeskernel.meanfield.solution import Branch
-from bayeskernel.meanfield.solve import MeanField, solve, solve_branches
+from bayeskernel.kernels import coherence
+from bayeskernel.likelihood import energy
+from bayeskernel.meanfield.laws import Gaussian, Wick
+from bayeskernel.meanfield.newton import DENSE, lowest_eigenpair
+from bayeskernel.meanfield.saddle import Point, Saddle
+from bayeskernel.meanfield.sites import groups
+from bayeskernel.meanfield.solve import Branch, MeanField, solve, solve_raised
 from bayeskernel.network import Network, check_problem
+from bayeskernel.problem import problem
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
@@ -40,7 +38,9 @@ _BELOW = 0.98
 _INCOHERENT, _SIGMAS = 0.02, 5.0
 # Relative accuracy of the coexistence, and how close to the spinodal it is looked for.
 _COEXISTENCE, _UNDER, _MAX_STEPS = 1e-4, 1e-6, 20
-_NULL = 1e-9
+_TOLERANCE = 1e-10
+# Eigenvalue given to directions within steps, which are not looked at.
+_ASIDE = 10.0
 
 
 class NoTransitionError(BayesKernelError):
@@ -138,70 +138,41 @@ def tied_only_curvature(network: Network, untied: MeanField) -> tuple[float, Flo
     -------
     The eigenvalue, in units in which it is one at zero recurrence, and the direction in C, (T, P, T, P).
     """
-    steps, patterns, _, _ = untied.task.shape
-    map_ = kernel_map(network, untied.task)
-    with jax.enable_x64(True):
-        phi_h, h_h = untied._theory.moments()
+    tied, own = problem(network, untied.task), untied._solution.saddle
+    C, Y, B = np.zeros((3, tied.size, tied.size))
+    for law, nodes in zip(own.laws, own.point.nodes, strict=True):
+        block = nodes.sites.block
+        C[block], Y[block], B[block] = law.C, law.Y, law.B
+    together = (Gaussian(groups(tied, joined=True)[0]),)
+    saddle = Saddle(tied, Point(C, own.point.Ct, together, False), laws=(Wick(0.0, C, Y, B),))
+    apart = np.asarray(tied.over_sites(~np.eye(tied.steps, dtype=bool)))
 
-    def block(matrix: Floats, t: int) -> Floats:
-        now = slice(t * patterns, (t + 1) * patterns)
-        return matrix[now, now]
+    def product(x: Floats) -> Floats:
+        # Within steps another law holds; those entries do not mix with the others.
+        crossing = saddle.whitened(np.where(apart, saddle.spread(x), 0.0))
+        return saddle.product(crossing) + _ASIDE * (x - crossing)
 
-    d = steps * patterns
-    C = [block(untied.kernel.reshape(d, d), t) for t in range(steps)]
-    L = [
-        pinvh(block(untied.preactivation_kernel.reshape(d, d), t), rtol=_NULL) for t in range(steps)
-    ]
-    V = [L[t] @ block(h_h, t) @ L[t] for t in range(steps)]
-    Y = [block(phi_h, t) @ L[t] for t in range(steps)]
-    inverse = [pinvh(c, rtol=_NULL) for c in C]
-    gain = np.asarray(map_.recurrent)[:, 0, :, 0]
-    best, direction = np.inf, np.zeros((steps, patterns, steps, patterns))
-    for lag in range(1, steps):
-        count, size = steps - lag, patterns**2
-        hessian = np.zeros((count * size, count * size))
-        for t in range(count):
-            s, now = t + lag, slice(t * size, (t + 1) * size)
-            stiff = np.kron(inverse[t], inverse[s])
-            hessian[now, now] += stiff
-            if t == 0:
-                continue
-            # c[t-1,s-1] enters through k = gain c and e = c[t,s] - Y k Y^T.
-            before, g = slice((t - 1) * size, t * size), gain[t, s]
-            carry = g * np.kron(Y[t], Y[s])
-            hessian[now, before] -= stiff @ carry
-            hessian[before, now] -= carry.T @ stiff
-            own = np.kron(V[t], L[s]) + np.kron(L[t], V[s])
-            own -= np.kron(V[t], V[s]) + np.kron(L[t], L[s])
-            hessian[before, before] += carry.T @ stiff @ carry + g**2 * own
-        # Off the range of C nothing moves.
-        unit = block_diag(*(np.kron(_root(C[t]), _root(C[t + lag])) for t in range(count)))
-        values, vectors = eigh(unit.T @ hessian @ unit, subset_by_index=(0, 0))
-        if values[0] < best:
-            best, direction = float(values[0]), np.zeros_like(direction)
-            blocks = (unit @ vectors[:, 0]).reshape(count, patterns, patterns)
-            for t in range(count):
-                direction[t, :, t + lag] = blocks[t]
-                direction[t + lag, :, t] = blocks[t].T
-    return best, direction / np.linalg.norm(direction)
+    value, x = _lowest(product, saddle.size)
+    direction = np.where(apart, saddle.spread(x), 0.0)
+    return value, tied.tensor(direction / np.linalg.norm(direction))
 
 
-def _root(covariance: Floats) -> Floats:
-    values, vectors = np.linalg.eigh(covariance)
-    keep = values > _NULL * values[-1]
-    return np.asarray(vectors[:, keep] * np.sqrt(values[keep]))
+def _lowest(product: Callable[[Floats], Floats], size: int) -> tuple[float, Floats]:
+    if size > DENSE:
+        return lowest_eigenpair(product, size)
+    matrix = np.array([product(x) for x in np.eye(size)])
+    values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
+    return float(values[0]), vectors[:, 0]
 
 
 def _protected(network: Network, task: Task) -> bool:
     """Whether independent steps are stationary for the shared network."""
-    if not network.phi.odd:
-        return False
-    coupled = coupled_steps(kernel_map(network, task), supervision(task))
-    return not np.any(coupled & ~np.eye(len(coupled), dtype=bool))
+    coupled = problem(network, task).coupled
+    return network.phi.odd and not np.any(coupled & ~np.eye(len(coupled), dtype=bool))
 
 
 def _raised(network: Network, task: Task, rng_key: jax.Array | None) -> MeanField:
-    return solve_branches(network, task, rng_key, 1e-10, 200, None, every_branch=False)
+    return solve_raised(network, task, rng_key, _TOLERANCE)
 
 
 def _coherent(theory: MeanField) -> Branch | None:
@@ -233,9 +204,8 @@ def _gap(theory: MeanField, signal: float, rng_key: jax.Array | None) -> _Gap | 
         return None
     # Where steps are independent sharing does not act.
     untied = _raised(replace(network, sharing="untied"), task, rng_key).branches[0]
-    with jax.enable_x64(True):
-        data = Data(kernel_map(network, task), supervision(task))
-        energies = [float(data_energy(jnp.asarray(b.kernel), data)) for b in (coherent, untied)]
+    posed = problem(network, task)
+    energies = [energy(posed.matrix(b.kernel), posed) for b in (coherent, untied)]
     return _Gap(
         coherent.free_energy - untied.free_energy,
         float(np.hypot(coherent.free_energy_error, untied.free_energy_error)),

@@ -1,0 +1,286 @@
+r"""Which solutions are there? Descents from the prior, from a stronger signal, and down the unstable directions of saddles.
+
+The prior keeps every sign symmetry, and so does a descent from it. Where the solution it leads to turns out to be a saddle,
+descent goes on along the unstable direction; the saddle is kept as a branch. Another descent comes down from the solution at
+a stronger signal, which finds the coherent branch where it coexists with the incoherent one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayeskernel.gauge import canonical_signs, distance
+from bayeskernel.meanfield.errors import monte_carlo
+from bayeskernel.meanfield.newton import Descent, Newton, Progress, Status, lowest_curvature
+from bayeskernel.meanfield.saddle import Point, Saddle
+from bayeskernel.meanfield.sites import read_blocks
+from bayeskernel.meanfield.starts import prior_point
+from bayeskernel.problem import Problem
+
+Floats = NDArray[np.float64]
+
+# A stronger signal, from which a second descent comes, and the residual at which it is solved.
+_STRONG_SIGNAL, _STRONGLY = 2.0, 1e-3
+# How far a saddle is left along its unstable direction, in standard deviations of one unit.
+_PUSH = 0.4
+# Curvature above -this is stable within the solver's accuracy.
+FLAT = 1e-6
+# Residual at which nodes are replaced by those of full accuracy.
+_ROUGHLY = 0.03
+# A residual below this share of its Monte-Carlo error is as good as none.
+_SHARE_OF_NOISE = 0.02
+# Two kernels closer than this, or than their Monte-Carlo errors allow, are one solution.
+_SAME, _SIGMAS = 1e-4, 5.0
+# Where rounding errors rule saddles lead to saddles without end.
+_MOST_DESCENTS = 32
+# Stages of a signal that cannot be reached at once.
+_STAGES = 8
+
+
+class Solution(NamedTuple):
+    """A stationary point of F.
+
+    Attributes
+    ----------
+    saddle
+        F around it, all entries of C among its coordinates.
+    free_energy
+        F, nats per unit.
+    residual
+        Largest violation of the saddle-point equations on the nodes, in standard deviations of a unit.
+    curvature
+        Lowest eigenvalue of the Hessian of the reduced F, in the same units.
+    error
+        Standard error of C from sampling, shape (d, d).
+    free_energy_error
+        Likewise.
+    status
+        How the solver ended.
+    start
+        A point close by from which further descents go.
+    """
+
+    saddle: Saddle
+    free_energy: float
+    residual: float
+    curvature: float
+    error: Floats
+    free_energy_error: float
+    status: Status
+    start: Point
+
+    @property
+    def stable(self) -> bool:
+        """Whether it is a minimum."""
+        return self.curvature >= -FLAT
+
+    @property
+    def kernel(self) -> Floats:
+        """C, shape (d, d)."""
+        return self.saddle.point.C
+
+
+class Search(NamedTuple):
+    """A problem and how it is solved."""
+
+    problem: Problem
+    newton: Newton
+    rng: np.random.Generator
+    progress: Progress | None = None
+
+    def solutions(self, *, every_branch: bool) -> list[Solution]:
+        """All branches found, lowest F first; or those that the prior leads to."""
+        kept = self._descended([prior_point(self.problem, self.rng)])
+        best = kept[0]
+        unbroken = best.start.symmetric and not np.all(self.problem.even)
+        searchable = self._driven and (unbroken or not best.start.random)
+        if every_branch and searchable and best.status is Status.CONVERGED:
+            above = self._scaled(_STRONG_SIGNAL)._roughly(best.start)
+            if above is not None:
+                kept = self._descended([above], kept)
+        return [self._canonical(solution) for solution in kept]
+
+    def along(self, signals: Sequence[float]) -> Iterator[list[Solution]]:
+        """Solutions at one signal after the other, each descended to from the one before."""
+        point = prior_point(self.problem, self.rng)
+        for signal in signals:
+            search = self._scaled(signal)
+            kept = search._descended([point])
+            if kept[0].status is Status.CONVERGED:
+                point = kept[0].start
+            yield [search._canonical(solution) for solution in kept]
+
+    def solution(self, start: Point) -> Solution:
+        """The solution that a point leads to."""
+        return self._converged(self._rough(start))
+
+    def _rough(self, start: Point) -> Descent:
+        """Where a descent leads, not yet on nodes of full accuracy; in stages of the signal where it gets stuck."""
+        newton = replace(self.newton, tolerance=max(self.newton.tolerance, _ROUGHLY))
+        descent = newton.descend(self.problem, start, self.rng, self._report("descent"))
+        for stage in range(1, _STAGES + 1):
+            if descent.status in (Status.CONVERGED, Status.MAX_STEPS):
+                break
+            part = self.problem.scaled(stage / _STAGES)
+            staged = newton.descend(part, start, self.rng, self._report(f"stage {stage}"))
+            if staged.status is not Status.CONVERGED:
+                break
+            start, descent = staged.saddle.point, staged if stage == _STAGES else descent
+        return descent
+
+    def _converged(self, rough: Descent) -> Solution:
+        """Converge on nodes of full accuracy."""
+        if rough.status is not Status.CONVERGED:
+            return _failed(rough)
+        point = _refined(rough.saddle, self.rng)
+        try:
+            descent = self._last(point).descend(
+                self.problem, point, self.rng, self._report("polish")
+            )
+        except np.linalg.LinAlgError:
+            return _failed(rough._replace(status=Status.BREAKDOWN))
+        if descent.status is Status.BREAKDOWN:
+            return _failed(descent)
+        return self._finished(descent, (rough if point.random else descent).saddle.point)
+
+    def _descended(self, starts: list[Point], kept: Sequence[Solution] = ()) -> list[Solution]:
+        """Solutions reached from some points and from every saddle met on the way, beside those kept."""
+        queue, reached = list(starts), list(kept)
+        for _ in range(_MOST_DESCENTS):
+            if not queue:
+                break
+            rough = self._rough(queue.pop(0))
+            converged = rough.status is Status.CONVERGED
+            if converged and rough.saddle.point.random and (beside := _beside(rough.saddle)):
+                queue += beside  # a saddle is not worth its particles
+                continue
+            solution = self._converged(rough)
+            if any(self._same(solution, other) for other in reached):
+                continue
+            reached.append(solution)
+            # Where a descent got stuck its curvature leads nowhere, and would without end.
+            if solution.status is Status.CONVERGED and not solution.stable:
+                queue += _beside(Saddle(self.problem, solution.start))
+        return sorted(reached, key=_rank)
+
+    def _roughly(self, start: Point) -> Point | None:
+        """A point close to a stable solution of this problem; None where there is none."""
+        newton = replace(self.newton, tolerance=_STRONGLY)
+        for _ in range(4):
+            descent = newton.descend(self.problem, start, self.rng, self._report("strong signal"))
+            if descent.status is not Status.CONVERGED:
+                return None
+            beside = _beside(descent.saddle)
+            if not beside:
+                break
+            start = beside[0]
+        return descent.saddle.point
+
+    def _last(self, point: Point) -> Newton:
+        """The solver on nodes that stay; no more accurate than kinks of phi on random nodes allow."""
+        newton = replace(self.newton, renew=False)
+        if self.problem.phi.smooth or not point.random:
+            return newton
+        noise = monte_carlo(Saddle(self.problem, point)).residual
+        return replace(newton, tolerance=max(newton.tolerance, _SHARE_OF_NOISE * noise))
+
+    def _finished(self, descent: Descent, start: Point) -> Solution:
+        """A solution with all entries of C, and how far to trust it."""
+        saddle = completed(descent.saddle)
+        noise = monte_carlo(saddle)
+        value, variance = saddle.value - noise.excess, noise.variance
+        for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
+            kernels = saddle.K[nodes.sites.block], saddle.point.Ct[nodes.sites.block]
+            better, own = nodes.log_normaliser(law, *kernels, self.rng.spawn(1)[0])
+            value, variance = value + law.log_normaliser - better, variance + own
+        return Solution(
+            saddle,
+            float(value),
+            descent.saddle.residual,
+            lowest_curvature(saddle)[0] / 2,
+            noise.error,
+            float(np.sqrt(variance)),
+            descent.status,
+            start,
+        )
+
+    def _same(self, one: Solution, two: Solution) -> bool:
+        tensor = self.problem.tensor
+        error = np.hypot(np.linalg.norm(one.error), np.linalg.norm(two.error))
+        apart = distance(tensor(one.kernel), tensor(two.kernel), self.problem.symmetry)
+        return bool(apart < _SAME * np.linalg.norm(two.kernel) + _SIGMAS * error)
+
+    def _canonical(self, solution: Solution) -> Solution:
+        """The solution with steps as positively correlated as can be."""
+        if not np.isfinite(solution.free_energy):
+            return solution  # a failed run is returned as it ended
+        signs = canonical_signs(self.problem.tensor(solution.kernel), self.problem.symmetry)
+        if np.all(signs == 1):
+            return solution
+        flipped = solution.saddle.point.flipped(
+            np.repeat(signs, self.problem.patterns).astype(float)
+        )
+        return solution._replace(saddle=Saddle(self.problem, flipped))
+
+    def _report(self, stage: str) -> partial[None] | None:
+        return None if self.progress is None else partial(self.progress, stage)
+
+    @property
+    def _driven(self) -> bool:
+        """Whether data move the kernel."""
+        return self.problem.mean_field and any(np.any(r.targets) for r in self.problem.readings)
+
+    def _scaled(self, signal: float) -> Search:
+        return self._replace(problem=self.problem.scaled(signal))
+
+
+def completed(saddle: Saddle) -> Saddle:
+    """The same point with the entries of C that nothing reads, which follow as averages."""
+    point, problem = saddle.point, saddle.problem
+    read = np.asarray(problem.over_sites(read_blocks(problem)))
+    C = np.where(read, point.C, saddle.average)
+    return Saddle(problem, point._replace(C=C, nodes=tuple(n.completed() for n in point.nodes)))
+
+
+def _failed(descent: Descent) -> Solution:
+    nan, saddle = float("nan"), descent.saddle
+    error = np.full_like(saddle.K, np.nan)
+    return Solution(saddle, nan, saddle.residual, nan, error, nan, descent.status, saddle.point)
+
+
+def _rank(solution: Solution) -> tuple[bool, bool, float]:
+    """Converged before not, stable before saddles, lowest F first."""
+    failed = solution.status is not Status.CONVERGED
+    return failed, not solution.stable, float(np.nan_to_num(solution.free_energy))
+
+
+def _refined(saddle: Saddle, rng: np.random.Generator) -> Point:
+    point = saddle.point
+    nodes = tuple(
+        own.refined(law, saddle.K[own.sites.block], point.Ct[own.sites.block], rng)
+        for own, law in zip(point.nodes, saddle.laws, strict=True)
+    )
+    return point._replace(nodes=nodes)
+
+
+def _beside(saddle: Saddle) -> list[Point]:
+    """Points beside a saddle along its unstable direction; none where it is stable."""
+    curvature, x = lowest_curvature(saddle)
+    if curvature >= -2 * FLAT:
+        return []
+    point, problem = saddle.point, saddle.problem
+    dC, dCt = _PUSH * saddle.spread(x), _PUSH * saddle.tilt(saddle.followed(x))
+    odd = np.where(np.asarray(problem.over_sites(problem.even)), 0.0, dC)
+    breaks = point.symmetric and bool(np.linalg.norm(odd) > np.linalg.norm(dC) / 2)
+    kept = point.symmetric and not breaks
+    # Where a symmetry breaks, both ways are mirror images.
+    signs = (1.0,) if breaks else (1.0, -1.0)
+    return [
+        point._replace(C=point.C + s * dC, Ct=point.Ct + s * dCt, symmetric=kept) for s in signs
+    ]

@@ -1,0 +1,231 @@
+r"""How is one unit of a wide network distributed, and how does that answer to K and Ct?
+
+    q(h) = N(h; 0, K) exp(phi(h)^T Ct phi(h) / 2) / Z        (docs/theory, section 4)
+
+A `Law` is q at some (K, Ct), with ln Z, C = <phi phi^T> = 2 dlnZ/dCt, B = 2 dlnZ/dK, and their derivatives in *whitened*
+coordinates x of C: dC = R x with R R^T the answer of C to Ct at fixed K. `Nodes` are what a law is computed on: nothing for
+linear phi (`Gaussian`, here), a `Grid`, or `Particles`.
+
+**Wick's law.** For linear phi all follows from C, B and Y = <phi u^T>, u = K^-1 h:
+
+    dC = C dCt C + Y dK Y^T,        dB = B dK B + Y^T dCt Y.
+
+For other phi the same holds between steps that are independent under q, and up to fourth cumulants within.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayeskernel.meanfield.sites import Entries, Sites, every_entry
+
+Floats = NDArray[np.float64]
+
+# Directions of C that hold less than this share of the variance of its sites are null.
+_NULL = 1e-9
+
+
+class Law(Protocol):
+    """The law of one unit at (K, Ct), for a group of n sites.
+
+    Attributes
+    ----------
+    log_normaliser
+        ln Z.
+    C, B
+        <phi phi^T>, and the backward kernel K^-1 <h h^T> K^-1 - K^-1; shape (n, n).
+    mean
+        <phi>, shape (n,).
+    effective
+        Effective fraction of the nodes.
+    """
+
+    log_normaliser: float
+    C: Floats
+    B: Floats
+    mean: Floats
+    effective: float
+
+    @property
+    def size(self) -> int:
+        """Number k of whitened coordinates."""
+
+    @property
+    def Y(self) -> Floats:
+        """<phi u^T>, u = K^-1 h, shape (n, n)."""
+
+    def spread(self, x: Floats) -> Floats:
+        """The change R x of C, shape (n, n)."""
+
+    def gathered(self, G: Floats) -> Floats:
+        """R^T G, the adjoint of `spread`; shape (k,)."""
+
+    def whitened(self, dC: Floats) -> Floats:
+        """R^-1 dC."""
+
+    def tilt(self, x: Floats) -> Floats:
+        """The change R^-T x of Ct, to which C answers by R x; shape (n, n)."""
+
+    def carried(self, dK: Floats) -> Floats:
+        """R^-1 times the answer of C to dK."""
+
+    def carried_back(self, x: Floats) -> Floats:
+        """The answer of B to the tilt of x, adjoint of `carried`."""
+
+    def stiffened(self, dK: Floats) -> Floats:
+        """The answer of B to dK."""
+
+    def retracted(self, x: Floats) -> Floats:
+        """A change of C that is R x to first order and leaves the domain less easily."""
+
+    def bent(self, x: Floats, slope: Floats) -> Floats:
+        """What the retraction adds to a Hessian along x, times ``slope``."""
+
+
+class Nodes(Protocol):
+    """What the law of a group of sites is computed on.
+
+    Attributes
+    ----------
+    sites
+        The group.
+    random
+        Whether they are a random sample.
+    """
+
+    sites: Sites
+    random: bool
+
+    def law(self, K: Floats, Ct: Floats, *, symmetric: bool) -> Law:
+        """The law at (K, Ct), (n, n) each; LinAlgError outside the domain. See `saddle.Point` for ``symmetric``."""
+
+    def renewed(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
+        """Nodes for a law that these still cover."""
+
+    def refined(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
+        """Nodes of full accuracy for a law close to the solution."""
+
+    def log_normaliser(
+        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator
+    ) -> tuple[float, float]:
+        """The logarithm of Z, and its variance."""
+
+    def flipped(self, signs: Floats) -> Nodes:
+        """The nodes under h -> signs h, (n,)."""
+
+    def completed(self) -> Nodes:
+        """The same for all entries of C."""
+
+
+class Wick:
+    """Wick's law for given C, Y and B, see the module and `Law`."""
+
+    effective = 1.0
+
+    def __init__(self, log_normaliser: float, C: Floats, Y: Floats, B: Floats) -> None:
+        self.log_normaliser, self.C, self.Y, self.B = log_normaliser, C, Y, B
+        self.mean = np.zeros(len(C))
+        self._root, self._inverse = _root(C)
+        self._carry = self._inverse @ Y
+        self._entries: Entries = every_entry(self._root.shape[1])
+
+    @property
+    def size(self) -> int:
+        """Number of whitened coordinates."""
+        return len(self._entries.first)
+
+    def spread(self, x: Floats) -> Floats:
+        """R x = r X r^T with C = r r^T."""
+        return np.asarray(self._root @ self._entries.matrix(x) @ self._root.T)
+
+    def gathered(self, G: Floats) -> Floats:
+        """R^T G."""
+        return self._entries.vector(self._root.T @ G @ self._root)
+
+    def whitened(self, dC: Floats) -> Floats:
+        """R^-1 dC."""
+        return self._entries.vector(self._inverse @ dC @ self._inverse.T)
+
+    def tilt(self, x: Floats) -> Floats:
+        """R^-T x."""
+        return np.asarray(self._inverse.T @ self._entries.matrix(x) @ self._inverse)
+
+    def carried(self, dK: Floats) -> Floats:
+        """R^-1 Y dK Y^T."""
+        return self._entries.vector(self._carry @ dK @ self._carry.T)
+
+    def carried_back(self, x: Floats) -> Floats:
+        """Y^T (R^-T x) Y."""
+        return np.asarray(self._carry.T @ self._entries.matrix(x) @ self._carry)
+
+    def stiffened(self, dK: Floats) -> Floats:
+        """B dK B."""
+        return np.asarray(self.B @ dK @ self.B)
+
+    def retracted(self, x: Floats) -> Floats:
+        """The change r (X + X^2 / 2) r^T: C + dC is positive definite for every x."""
+        X = self._entries.matrix(x)
+        return np.asarray(self._root @ (X + X @ X / 2) @ self._root.T)
+
+    def bent(self, x: Floats, slope: Floats) -> Floats:
+        """(X G + G X) / 2."""
+        half = self._entries.matrix(x) @ self._entries.matrix(slope) / 2
+        return self._entries.vector(half + half.T)
+
+
+class Gaussian:
+    """Linear phi: the law needs no nodes, and no inverse of K.
+
+    M = (1 - K Ct)^-1 gives ln Z = ln det M / 2, C = <h h^T> = M K, Y = M and B = Ct M.
+    """
+
+    random = False
+
+    def __init__(self, sites: Sites) -> None:
+        self.sites = sites
+
+    def law(self, K: Floats, Ct: Floats, *, symmetric: bool) -> Law:
+        """The law at (K, Ct)."""
+        M = np.linalg.solve(np.eye(len(K)) - K @ Ct, np.eye(len(K)))
+        sign, log_det = np.linalg.slogdet(M)
+        if not sign > 0:
+            raise np.linalg.LinAlgError("the tilt exceeds K^-1")
+        C, B = M @ K, Ct @ M
+        return Wick(float(log_det) / 2, (C + C.T) / 2, np.asarray(M, np.float64), (B + B.T) / 2)
+
+    def renewed(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
+        """The same."""
+        return self
+
+    refined = renewed
+
+    def log_normaliser(
+        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator
+    ) -> tuple[float, float]:
+        """The logarithm of Z, known exactly."""
+        return law.log_normaliser, 0.0
+
+    def flipped(self, signs: Floats) -> Nodes:
+        """The same."""
+        return self
+
+    def completed(self) -> Nodes:
+        """The same."""
+        return self
+
+
+def _root(C: Floats) -> tuple[Floats, Floats]:
+    """(r, r^-1) with C = r r^T on its range; LinAlgError where C is not positive semi-definite."""
+    scale = np.sqrt(np.abs(np.diag(C)))
+    inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
+    values, vectors = np.linalg.eigh(inverse_scale[:, None] * C * inverse_scale)
+    if not np.all(values > -_NULL * len(C)):
+        raise np.linalg.LinAlgError("a kernel is not positive")
+    keep = values > _NULL * len(C)
+    stretch = np.sqrt(values[keep])
+    return scale[:, None] * vectors[:, keep] * stretch, (
+        vectors[:, keep] / stretch
+    ).T * inverse_scale

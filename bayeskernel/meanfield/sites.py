@@ -1,0 +1,136 @@
+r"""Which sites of a task are correlated in one unit, and which kernel entries matter among them?
+
+Steps that share no weights and no target are independent under the law q of one unit; each such *group* of sites has a law of
+its own. Within a group only entries of C that K or S read have a conjugate; the others are averages that follow.
+
+Symmetric matrices are also written as vectors of their entries on and above the diagonal, off-diagonal ones times sqrt(2), so
+that the product of two vectors is the trace of the product of the matrices.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bayeskernel.activations import Activation
+from bayeskernel.conditioning import NULL_SHARE, spread
+from bayeskernel.meanfield.prior import prior_recursion
+from bayeskernel.problem import Problem
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+class Entries(NamedTuple):
+    """Entries (first, second), first <= second, of symmetric matrices of one size.
+
+    Attributes
+    ----------
+    first, second
+        Positions, shape (n,).
+    scale
+        1 on the diagonal, sqrt(2) off it.
+    size
+        Rows of the matrices.
+    """
+
+    first: Ints
+    second: Ints
+    scale: Floats
+    size: int
+
+    def vector(self, matrix: Floats) -> Floats:
+        """The entries of a symmetric matrix, scaled."""
+        return np.asarray(self.scale * matrix[self.first, self.second])
+
+    def matrix(self, vector: Floats) -> Floats:
+        """A symmetric matrix, zero elsewhere, from its scaled entries."""
+        out = np.zeros((self.size, self.size))
+        out[self.first, self.second] = out[self.second, self.first] = vector / self.scale
+        return out
+
+    def products(self, one: Floats, two: Floats) -> Floats:
+        """Scaled entries of the outer products of rows, (M, size) -> (M, n)."""
+        return np.asarray(one[:, self.first] * two[:, self.second] * self.scale)
+
+    def chosen(self, keep: NDArray[np.bool_]) -> Entries:
+        """Those of the entries that a (size, size) mask holds."""
+        kept = keep[self.first, self.second]
+        return Entries(self.first[kept], self.second[kept], self.scale[kept], self.size)
+
+
+def every_entry(size: int) -> Entries:
+    """All entries on and above the diagonal."""
+    first, second = (index.astype(np.int64) for index in np.triu_indices(size))
+    return Entries(first, second, np.where(first == second, 1.0, np.sqrt(2.0)), size)
+
+
+class Sites(NamedTuple):
+    """A group of n sites that are correlated in one unit.
+
+    Attributes
+    ----------
+    members
+        The sites, shape (n,).
+    phi
+        Activation.
+    pivots, spread
+        h = spread h[pivots]: sites with an innovation of their own (r,), and how all follow, (n, r).
+    entries
+        Entries of C that are solved for.
+    parity
+        Of the entries of (n, n) matrices: equal numbers where sign flips act alike.
+    """
+
+    members: Ints
+    phi: Activation
+    pivots: Ints
+    spread: Floats
+    entries: Entries
+    parity: Ints
+
+    @property
+    def block(self) -> tuple[NDArray[np.int64], ...]:
+        """Index of the group's block in (d, d) matrices."""
+        return np.ix_(self.members, self.members)
+
+    def completed(self) -> Sites:
+        """The same with all entries solved for."""
+        return self._replace(entries=every_entry(len(self.members)))
+
+
+def groups(problem: Problem, *, joined: bool = False) -> tuple[Sites, ...]:
+    """Groups of correlated sites; one of all sites where ``joined``."""
+    K = problem.preactivation_kernel(prior_recursion(problem))
+    read = np.asarray(problem.over_sites(read_blocks(problem)))
+    parities = np.asarray(problem.over_sites(problem.parity))
+    out = []
+    for steps in [np.arange(problem.steps)] if joined else correlated_steps(problem):
+        index = np.flatnonzero(np.isin(problem.step_of, steps))
+        block = np.ix_(index, index)
+        pivots, follow = np.arange(len(index)), np.eye(len(index))
+        if not problem.phi.linear:  # whose law needs none
+            pivots, follow = spread(K[block], problem.patterns, NULL_SHARE["moments"])
+        entries = every_entry(len(index)).chosen(read[block])
+        out.append(Sites(index, problem.phi, pivots, follow, entries, parities[block]))
+    return tuple(out)
+
+
+def read_blocks(problem: Problem) -> NDArray[np.bool_]:
+    """Pairs of steps whose block of C is read by K or S, shape (T, T)."""
+    T = problem.steps
+    by_K = np.asarray(abs(problem.gain).sum(axis=0)).reshape(T, T) > 0
+    return np.asarray(by_K | problem.supervised)
+
+
+def correlated_steps(problem: Problem) -> list[Ints]:
+    """Steps joined by shared recurrent weights, correlated inputs or a readout shared between targets."""
+    T = problem.steps
+    by_K = np.asarray(abs(problem.gain).sum(axis=1)).reshape(T, T) > 0
+    # Where K couples two steps, C at the steps it reads has a conjugate there.
+    joined = by_K | read_blocks(problem) | problem.coupled | np.eye(T, dtype=bool)
+    for _ in range(T.bit_length()):
+        joined = joined @ joined
+    return [np.flatnonzero(row) for t, row in enumerate(joined) if not np.any(joined[t, :t])]
