@@ -19,7 +19,7 @@ _ERF_SLOPE = float(np.sqrt(np.pi) / 2)
 
 Floats = NDArray[np.float64]
 # Half the width over which a kink of phi is spread in second derivatives.
-_KINK = 0.2
+KINK = 0.2
 
 _NAMED: dict[str, tuple[Callable[[jax.Array], jax.Array], bool]] = {
     "linear": (lambda x: x, True),
@@ -53,7 +53,7 @@ _SLOPES: dict[str, Callable[[Floats], tuple[Floats, Floats]]] = {
     "tanh": _tanh_slopes,
     "relu": lambda h: (
         np.asarray(h > 0, np.float64),
-        np.asarray((np.abs(h) < _KINK) / (2 * _KINK), np.float64),
+        np.asarray((np.abs(h) < KINK) / (2 * KINK), np.float64),
     ),
 }
 
@@ -117,8 +117,8 @@ class Activation:
             return _SLOPES[self.name](h)
         first, second = _autodiff(self.function, h)
         if not self.smooth:
-            ends = (_autodiff(self.function, h + step)[0] for step in (_KINK, -_KINK))
-            second = (next(ends) - next(ends)) / (2 * _KINK)
+            ends = (_autodiff(self.function, h + step)[0] for step in (KINK, -KINK))
+            second = (next(ends) - next(ends)) / (2 * KINK)
         return first, second
 
     def __reduce__(self) -> tuple[Callable[..., Activation], tuple[object, ...]]:

@@ -27,6 +27,8 @@ Floats = NDArray[np.float64]
 
 # A stronger signal, from which a second descent comes, and the residual at which it is solved.
 _STRONG_SIGNAL, _STRONGLY = 2.0, 1e-3
+# Up to so many sites it is made even where no symmetry can break.
+_SEARCHED = 128
 # How far a saddle is left along its unstable direction, in standard deviations of one unit.
 _PUSH = 0.4
 # Curvature above -this is stable within the solver's accuracy.
@@ -99,7 +101,8 @@ class Search(NamedTuple):
         kept = self._descended([prior_point(self.problem, self.rng)])
         best = kept[0]
         unbroken = best.start.symmetric and not np.all(self.problem.even)
-        searchable = self._driven and (unbroken or not best.start.random)
+        small = self.problem.size <= _SEARCHED and not best.start.random
+        searchable = self._driven and (unbroken or small)
         if every_branch and searchable and best.status is Status.CONVERGED:
             above = self._scaled(_STRONG_SIGNAL)._roughly(best.start)
             if above is not None:

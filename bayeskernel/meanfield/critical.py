@@ -16,12 +16,13 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
+from scipy.sparse.linalg import LinearOperator, eigsh
 
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.kernels import coherence
 from bayeskernel.likelihood import energy
 from bayeskernel.meanfield.laws import Gaussian, Wick
-from bayeskernel.meanfield.newton import DENSE, lowest_eigenpair
+from bayeskernel.meanfield.newton import DENSE
 from bayeskernel.meanfield.saddle import Point, Saddle
 from bayeskernel.meanfield.sites import groups
 from bayeskernel.meanfield.solve import Branch, MeanField, solve, solve_raised
@@ -39,6 +40,7 @@ _INCOHERENT, _SIGMAS = 0.02, 5.0
 # Relative accuracy of the coexistence, and how close to the spinodal it is looked for.
 _COEXISTENCE, _UNDER, _MAX_STEPS = 1e-4, 1e-6, 20
 _TOLERANCE = 1e-10
+_EIGENVALUE = 1e-8
 # Eigenvalue given to directions within steps, which are not looked at.
 _ASIDE = 10.0
 
@@ -159,7 +161,10 @@ def tied_only_curvature(network: Network, untied: MeanField) -> tuple[float, Flo
 
 def _lowest(product: Callable[[Floats], Floats], size: int) -> tuple[float, Floats]:
     if size > DENSE:
-        return lowest_eigenpair(product, size)
+        start = np.random.default_rng(0).standard_normal(size)
+        operator = LinearOperator((size, size), matvec=product, dtype=np.float64)
+        lowest, direction = eigsh(operator, 1, which="SA", v0=start, tol=_EIGENVALUE)
+        return float(lowest[0]), direction[:, 0]
     matrix = np.array([product(x) for x in np.eye(size)])
     values, vectors = np.linalg.eigh((matrix + matrix.T) / 2)
     return float(values[0]), vectors[:, 0]

@@ -32,9 +32,10 @@ from bayeskernel.likelihood import (
     output_variance,
 )
 from bayeskernel.meanfield.branches import Solution
+from bayeskernel.meanfield.crowd import Crowd
 from bayeskernel.meanfield.newton import Status
 from bayeskernel.meanfield.particles import Particles
-from bayeskernel.meanfield.saddle import Point, Saddle
+from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
 from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -97,9 +98,7 @@ class Fluctuations:
             raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
         self._saddle, self._problem = solution.saddle, solution.saddle.problem
         self._outputs = _Outputs(self._saddle.point.C, self._problem)
-        self._within = np.zeros(self._saddle.K.shape, bool)
-        for nodes in self._saddle.point.nodes:
-            self._within[nodes.sites.block] = True
+        self._within = within_groups(self._saddle.point)
         self._dense = self._saddle.size <= MOST_COORDINATES
         if self._dense:
             self._followed, reduced = self._saddle.dense()
@@ -118,7 +117,7 @@ class Fluctuations:
 
     def shift(self) -> Shift:
         """Shifts of the means; FluctuationError beyond a kernel of rank 64."""
-        if not self._dense:
+        if not self._dense or any(isinstance(n, Crowd) for n in self._saddle.point.nodes):
             raise FluctuationError(
                 f"shifts need at most {MOST_COORDINATES} coordinates, here are {self._saddle.size}"
             )

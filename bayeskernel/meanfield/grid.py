@@ -13,7 +13,7 @@ from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
 from bayeskernel.meanfield.laws import Law, Nodes
-from bayeskernel.meanfield.moments import Moments, Statistics, grid_motion
+from bayeskernel.meanfield.moments import Drawn, Moments, Statistics, grid_motion
 from bayeskernel.meanfield.sites import Sites
 
 Floats = NDArray[np.float64]
@@ -28,7 +28,7 @@ _REACH = 6.5
 _NEGLIGIBLE = 1e-22
 
 
-class Grid:
+class Grid(Drawn):
     """Nodes at fixed pre-activations.
 
     Parameters

@@ -119,6 +119,9 @@ class Nodes(Protocol):
     def completed(self) -> Nodes:
         """The same for all entries of C."""
 
+    def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
+        """Equally weighted draws of h from the law, (count, n)."""
+
 
 class Wick:
     """Wick's law for given C, Y and B, see the module and `Law`."""
@@ -164,6 +167,10 @@ class Wick:
     def stiffened(self, dK: Floats) -> Floats:
         """B dK B."""
         return np.asarray(self.B @ dK @ self.B)
+
+    def strength(self, x: Floats) -> float:
+        """Largest eigenvalue of X in size: the share by which some direction of C changes."""
+        return float(np.max(np.abs(np.linalg.eigvalsh(self._entries.matrix(x))), initial=0.0))
 
     def retracted(self, x: Floats) -> Floats:
         """The change r (X + X^2 / 2) r^T: C + dC is positive definite for every x."""
@@ -215,6 +222,10 @@ class Gaussian:
     def completed(self) -> Nodes:
         """The same."""
         return self
+
+    def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
+        """Draws of N(0, C)."""
+        return np.asarray(rng.multivariate_normal(np.zeros(len(K)), law.C, count))
 
 
 def _root(C: Floats) -> tuple[Floats, Floats]:

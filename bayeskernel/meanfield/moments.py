@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
+from bayeskernel.meanfield.laws import Law
 from bayeskernel.meanfield.sites import Sites, every_entry
 
 Floats = NDArray[np.float64]
@@ -220,6 +221,21 @@ class Moments:
         values -= share @ values
         values *= np.sqrt(share * extra)[:, None]
         return values.T @ values
+
+
+def resampled(weights: Floats, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Indices drawn by weight, systematically."""
+    positions = (rng.random() + np.arange(count)) / count
+    return np.minimum(np.searchsorted(np.cumsum(weights), positions), len(weights) - 1)
+
+
+class Drawn:
+    """Draws from a law that is one of statistics of nodes."""
+
+    def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
+        """Equally weighted draws of h from the law, (count, n)."""
+        assert isinstance(law, Moments)
+        return law.h[resampled(law.weights, count, rng)]
 
 
 def steering(weights: Floats, statistics: int) -> tuple[slice, Floats]:

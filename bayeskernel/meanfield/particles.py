@@ -19,7 +19,14 @@ from scipy.special import logsumexp, ndtri
 from bayeskernel.activations import Activation
 from bayeskernel.meanfield.grid import tilt
 from bayeskernel.meanfield.laws import Law, Nodes
-from bayeskernel.meanfield.moments import Moments, Statistics, particle_motion, steering
+from bayeskernel.meanfield.moments import (
+    Drawn,
+    Moments,
+    Statistics,
+    particle_motion,
+    resampled,
+    steering,
+)
 from bayeskernel.meanfield.sites import Sites, every_entry
 
 Floats = NDArray[np.float64]
@@ -39,7 +46,7 @@ _POINTS, _SCRAMBLINGS = 2**15, 16
 _BUCKETS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
-class Particles:
+class Particles(Drawn):
     """Random nodes at fixed noise z; h = L(K) z at the pivots.
 
     Parameters
@@ -199,12 +206,6 @@ def from_draws(sites: Sites, h: Floats, K: Floats, Ct: Floats) -> Particles:
     z = solve_triangular(factor, h[:, pivots].T, lower=True).T
     phi = sites.phi.values(h[:, pivots] @ sites.spread.T)
     return Particles(sites, z, -np.log(len(z)) - tilt(phi, Ct))
-
-
-def resampled(weights: Floats, count: int, rng: np.random.Generator) -> Ints:
-    """Indices drawn by weight, systematically."""
-    positions = (rng.random() + np.arange(count)) / count
-    return np.minimum(np.searchsorted(np.cumsum(weights), positions), len(weights) - 1)
 
 
 def moved(

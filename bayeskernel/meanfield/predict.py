@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 
 from bayeskernel.conditioning import NULL_SHARE, Conditioner
 from bayeskernel.likelihood import dual_targets, mean_output
-from bayeskernel.meanfield.moments import Moments
-from bayeskernel.meanfield.particles import resampled
 from bayeskernel.meanfield.saddle import Saddle
 from bayeskernel.problem import Problem
 
@@ -153,8 +151,7 @@ def _training_draws(saddle: Saddle, rng: np.random.Generator) -> Floats:
     """Equally weighted draws of h at all training sites from q, (M, d)."""
     h = np.zeros((_DRAWS, saddle.problem.size))
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
-        assert isinstance(law, Moments)
+        own = nodes.drawn(law, saddle.K[nodes.sites.block], _DRAWS // 2, rng)
         # Groups are independent; halves repeat so that noise can be antithetic.
-        chosen = np.tile(rng.permutation(resampled(law.weights, _DRAWS // 2, rng)), 2)
-        h[:, nodes.sites.members] = law.h[chosen]
+        h[:, nodes.sites.members] = np.tile(rng.permutation(own), (2, 1))
     return h

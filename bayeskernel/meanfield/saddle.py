@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.likelihood import Stiffness, energy, force
-from bayeskernel.meanfield.laws import Law, Nodes
+from bayeskernel.meanfield.laws import Law, Nodes, Wick
 from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -56,6 +56,14 @@ class Point(NamedTuple):
         both = np.outer(signs, signs)
         nodes = tuple(n.flipped(signs[n.sites.members]) for n in self.nodes)
         return self._replace(C=both * self.C, Ct=both * self.Ct, nodes=nodes)
+
+
+def within_groups(point: Point) -> NDArray[np.bool_]:
+    """Which entries of C lie within groups of correlated sites, shape (d, d)."""
+    within = np.zeros(point.C.shape, bool)
+    for nodes in point.nodes:
+        within[nodes.sites.block] = True
+    return within
 
 
 class Saddle:
@@ -154,21 +162,24 @@ class Saddle:
     def curved(self, x: Floats) -> Floats:
         """F_xx x."""
         dC = self.spread(x)
-        dK = self.problem.fed(dC)
-        stiff = [law.stiffened(dK[b]) for law, b in zip(self.laws, self._blocks, strict=True)]
-        out = -self.problem.fed_back(self._joined(stiff))
-        if self.problem.mean_field:
-            out += self._stiffness(dC)
-        return self.gathered(out)
+        return self.gathered(self._stiff(dC, self.problem.fed(dC)))
 
     def product(self, x: Floats) -> Floats:
-        """The reduced Hessian of 2 F times x."""
-        return self.curved(x) + self.mixed(self.followed(x))
+        """The reduced Hessian of 2 F times x: F_xx x + E^T E x, with common parts once."""
+        dC = self.spread(x)
+        dK = self.problem.fed(dC)
+        tilt = x - self._carried(dK)
+        back = self._joined([law.carried_back(own) for law, own in self._parts(tilt)])
+        return tilt + self.gathered(self._stiff(dC, dK) - self.problem.fed_back(back))
 
     def bent(self, x: Floats) -> Floats:
         """What the retraction adds to the Hessian along x."""
         parts = zip(self._parts(x), self._parts(self.reduced_slope), strict=True)
         return np.concatenate([law.bent(own, slope) for (law, own), (_, slope) in parts])
+
+    def strength(self, x: Floats) -> float:
+        """Largest share by which x changes a direction of C under Wick's laws."""
+        return max(law.strength(own) for law, own in self._parts(x) if isinstance(law, Wick))
 
     def spread(self, x: Floats) -> Floats:
         """DC = R x, shape (d, d)."""
@@ -204,6 +215,12 @@ class Saddle:
         curved = np.array([self.curved(x) for x in units]).reshape(shape)
         reduced = curved + followed.T @ followed
         return followed, (reduced + reduced.T) / 2
+
+    def _stiff(self, dC: Floats, dK: Floats) -> Floats:
+        """The change of 2 dF/dC with dC at fixed Ct, shape (d, d)."""
+        stiff = [law.stiffened(dK[b]) for law, b in zip(self.laws, self._blocks, strict=True)]
+        out = -self.problem.fed_back(self._joined(stiff))
+        return out + self._stiffness(dC) if self.problem.mean_field else out
 
     @cached_property
     def _allowed(self) -> NDArray[np.bool_]:

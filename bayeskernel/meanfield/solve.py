@@ -16,6 +16,7 @@ from bayeskernel.keys import check_key
 from bayeskernel.likelihood import dual_targets, mean_output
 from bayeskernel.meanfield import predict, spectrum
 from bayeskernel.meanfield.branches import Search, Solution
+from bayeskernel.meanfield.crowd import CrowdSearch, many_correlated_sites
 from bayeskernel.meanfield.fluctuations import FluctuationError, Fluctuations, Shift, Spread
 from bayeskernel.meanfield.newton import Newton, Progress, Status
 from bayeskernel.meanfield.predict import Prediction
@@ -212,6 +213,8 @@ class MeanField:
     def _extended(self, joint: Problem) -> Solution:
         """The solution of a problem with more patterns, converged from draws for all of them."""
         saddle = self._solution.saddle
+        if many_correlated_sites(joint):
+            raise FluctuationError("all patterns together are too many correlated sites")
         extension, old = predict.extended(saddle, joint), predict.trained_sites(saddle, joint)
         C, Ct, h = extension.C.mean(0), np.zeros((joint.size, joint.size)), extension.h
         Ct[np.ix_(old, old)] = saddle.point.Ct
@@ -314,7 +317,7 @@ def posed(
     tolerance: float,
     max_steps: int,
     progress: Progress | None,
-) -> Search:
+) -> Search | CrowdSearch:
     """Refuse what cannot be solved; otherwise the problem and its solver."""
     check_problem(network, task)
     positive("tolerance", tolerance)
@@ -325,7 +328,10 @@ def posed(
     if rng_key is not None:
         words = np.asarray(jax.random.key_data(check_key(rng_key))).ravel().tolist()
     rng = np.random.default_rng(np.random.SeedSequence(words))
-    return Search(problem(network, task), Newton(tolerance, max_steps), rng, progress)
+    defined = problem(network, task)
+    if many_correlated_sites(defined):
+        return CrowdSearch(defined, rng, progress)
+    return Search(defined, Newton(tolerance, max_steps), rng, progress)
 
 
 def mean_field(network: Network, task: Task, solutions: Sequence[Solution]) -> MeanField:

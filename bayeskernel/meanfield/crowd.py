@@ -1,0 +1,394 @@
+r"""How are hundreds of correlated sites solved for? With moments of moving particles, and Wick's law for their answers.
+
+Reweighting M particles cannot answer to d (d + 1) / 2 > M unknowns. Here particles follow the law q by Hamiltonian
+transitions, and each sweep gives noisy but unbiased C, B and Y (docs/theory, section 4, second form of B: no inverse of K):
+
+    B = <grad^2 g + grad g grad g^T>,   Y = <diag phi'> + <phi grad g^T>,   g = phi^T Ct phi / 2.
+
+With them the point makes a damped step of Newton's method on Wick's law, exact for linear phi and right up to fourth cumulants
+for others: stochastic approximation in which stiff directions are treated implicitly. Its mean over sweeps has no bias from the
+answers being approximate; the scatter of batches is its error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import NDArray
+
+from bayeskernel.activations import KINK, Activation
+from bayeskernel.gauge import canonical_signs
+from bayeskernel.meanfield.branches import Solution
+from bayeskernel.meanfield.laws import Law, Wick
+from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
+from bayeskernel.meanfield.prior import prior_recursion
+from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
+from bayeskernel.meanfield.sites import Sites, groups, read_blocks
+from bayeskernel.problem import Problem
+
+Floats = NDArray[np.float64]
+
+# Entries of C of a group up to which weighted particles answer for themselves (see `particles`); particles beyond.
+_MOST_STATISTICS, _PARTICLES = 300, 8192
+# Transitions of a sweep, kicks of one, and how long its trajectory may be: three eighths of the prior's period.
+_TRANSITIONS, _KICKS, _LONGEST = 2, 6, 0.75 * np.pi
+# Sweeps while the signal is raised, most on the way, the share by which a step may change any direction of C; steps above this
+# multiple of the shortest no longer bring the point closer.
+_RAISED, _APPROACH, _STRONGEST, _CLOSER = 24, 80, 0.3, 0.8
+# Largest gain, sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch,
+# whose scatter tells the error, and the relative error of the kernel aimed at and accepted.
+_GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 16, (48, 192), 8
+_ACCURACY, _ACCEPTED = 0.008, 0.015
+# How far a saddle is left along its unstable direction, and curvature above minus this is no saddle within the noise.
+_PUSH, _NOISY = 0.4, 0.05
+_DESCENTS = 3
+
+
+class Crowd:
+    """Particles of a group of sites, moved by their own law.
+
+    Attributes
+    ----------
+    sites
+        The group.
+    z
+        h = L(K) z at the pivots, shape (M, r), float32.
+    step
+        Of the Hamiltonian transitions, adapted as they go.
+    """
+
+    random = True
+
+    def __init__(self, sites: Sites, z: jax.Array, step: jax.Array) -> None:
+        self.sites, self.z, self.step = sites, z, step
+
+    def swept(
+        self, K: Floats, Ct: Floats, key: jax.Array, *, symmetric: bool
+    ) -> tuple[Crowd, Wick]:
+        """The particles after a sweep at (K, Ct), and the law that they stand for."""
+        pivots = np.ix_(self.sites.pivots, self.sites.pivots)
+        root = jnp.asarray(self.sites.spread @ np.linalg.cholesky(K[pivots]), jnp.float32)
+        z, step, moments = _sweep(
+            self.sites.phi, self.z, root, jnp.asarray(Ct, jnp.float32), key, self.step
+        )
+        own = {name: np.asarray(value, np.float64) for name, value in moments._asdict().items()}
+        even = self.sites.parity == 0 if symmetric else np.ones_like(self.sites.parity, bool)
+        B = own["slopes"] * Ct + own["pulls"] + np.diag(own["bend"])
+        law = Wick(
+            0.0,
+            np.where(even, own["C"], 0.0),
+            np.where(even, np.diag(own["slope"]) + own["pulled"], 0.0),
+            np.where(even, (B + B.T) / 2, 0.0),
+        )
+        law.mean = own["mean"]
+        return Crowd(self.sites, z, step), law
+
+    def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
+        """Some of the particles, (count, n)."""
+        pivots = np.ix_(self.sites.pivots, self.sites.pivots)
+        root = self.sites.spread @ np.linalg.cholesky(K[pivots])
+        chosen = rng.choice(len(self.z), count, replace=False)
+        return np.asarray(self.z, np.float64)[chosen] @ root.T
+
+    def flipped(self, signs: Floats) -> Crowd:
+        """The particles under h -> signs h."""
+        return Crowd(
+            self.sites, self.z * jnp.asarray(signs[self.sites.pivots], jnp.float32), self.step
+        )
+
+
+class _Moments(NamedTuple):
+    """Averages of phi phi^T, phi' phi'^T, grad g grad g^T, phi grad g^T, phi, phi', phi'' Ct phi."""
+
+    C: jax.Array
+    slopes: jax.Array
+    pulls: jax.Array
+    pulled: jax.Array
+    mean: jax.Array
+    slope: jax.Array
+    bend: jax.Array
+
+
+class CrowdSearch(NamedTuple):
+    """A problem of many correlated sites and how it is solved; as `branches.Search`.
+
+    The free energy, an integral over all sites, is not known here (NaN).
+    """
+
+    problem: Problem
+    rng: np.random.Generator
+    progress: Progress | None = None
+
+    def solutions(self, *, every_branch: bool) -> list[Solution]:
+        """The stable solution that the prior leads to."""
+        return [self.solution(self._prior())]
+
+    def along(self, signals: Sequence[float]) -> Iterator[list[Solution]]:
+        """Solutions at one signal after the other, each from the one before."""
+        point = self._prior()
+        for signal in signals:
+            solution = self._scaled(signal).solution(point)
+            point = solution.start
+            yield [solution]
+
+    def solution(self, start: Point) -> Solution:
+        """The solution that a point leads to, off saddles."""
+        for _ in range(_DESCENTS):
+            try:
+                average = self._averaged(self._approached(start))
+            except (np.linalg.LinAlgError, ValueError):
+                return self._failed(start)
+            curvature, x = lowest_curvature(average.saddle)
+            if curvature > -_NOISY:
+                break
+            start = _beside(average.saddle, x)
+        return self._finished(average, curvature / 2)
+
+    def _failed(self, start: Point) -> Solution:
+        """The iteration left the domain: the start, without a number."""
+        saddle, nan = self._scaled(0.0)._swept(self._prior()), float("nan")
+        error = np.full_like(start.C, nan)
+        return Solution(saddle, nan, nan, nan, error, nan, Status.BREAKDOWN, start)
+
+    def _scaled(self, signal: float) -> CrowdSearch:
+        return self._replace(problem=self.problem.scaled(signal))
+
+    def _prior(self) -> Point:
+        C = prior_recursion(self.problem)
+        crowds = tuple(_from_prior(sites, self.rng) for sites in groups(self.problem))
+        return Point(C, np.zeros_like(C), crowds, symmetric=True)  # type: ignore[arg-type]
+
+    def _swept(self, point: Point) -> Saddle:
+        """The point after a sweep of its particles, with the laws that they stand for."""
+        K, crowds, laws = self.problem.preactivation_kernel(point.C), list[Any](), list[Law]()
+        for crowd in point.nodes:
+            assert isinstance(crowd, Crowd)
+            block, key = crowd.sites.block, jax.random.key(int(self.rng.integers(2**31)))
+            crowd, law = crowd.swept(K[block], point.Ct[block], key, symmetric=point.symmetric)
+            crowds.append(crowd)
+            laws.append(law)
+        return Saddle(self.problem, point._replace(nodes=tuple(crowds)), tuple(laws))
+
+    def _approached(self, point: Point) -> Point:
+        """Newton steps of bounded strength while the signal is raised, and on until they are as short as their noise."""
+        strengths = list[float]()
+        for sweep in range(_APPROACH):
+            raised = min(1.0, (sweep + 1) / _RAISED) if not np.any(point.Ct) or strengths else 1.0
+            saddle = self._scaled(raised)._swept(point)
+            radius = np.sqrt(self.problem.size)
+            x, _, _ = steihaug(partial(_bent_product, saddle), saddle.reduced_slope, radius)
+            tilt = saddle.mismatch + saddle.followed(x)
+            strengths.append(saddle.strength(x))
+            self._report("approach", sweep, strengths[-1])
+            gain = min(_GAIN, _STRONGEST / max(strengths[-1], saddle.strength(tilt)))
+            point = saddle.moved(gain * x, gain * tilt)
+            settled = sweep > _RAISED and strengths[-1] > _CLOSER * min(strengths[:-1])
+            if gain == _GAIN and settled:
+                break
+        return point
+
+    def _averaged(self, point: Point) -> _Average:
+        """The mean of so many points of the iteration that it is accurate enough."""
+        read = np.asarray(self.problem.over_sites(read_blocks(self.problem)))
+        average = _Average(self.problem.size)
+        for sweep in range(-_SETTLING, _AVERAGED[1]):
+            saddle = self._swept(point)
+            x, _, _ = steihaug(saddle.product, saddle.reduced_slope, np.inf)
+            x, tilt = _GAIN * x, _GAIN * (saddle.mismatch + saddle.followed(x))
+            C, Ct = point.C + saddle.spread(x), np.where(read, point.Ct + saddle.tilt(tilt), 0.0)
+            point = saddle.point._replace(C=C, Ct=Ct)
+            if sweep < 0:
+                continue
+            average.add(C, Ct, saddle.laws)
+            self._report("average", sweep, average.relative_error)
+            if sweep + 1 >= _AVERAGED[0] and average.relative_error < _ACCURACY:
+                break
+        mean = Saddle(self.problem, point._replace(C=average.C, Ct=average.Ct), average.laws)
+        # Between independent groups C is the product of means.
+        C = np.where(within_groups(mean.point), mean.point.C, mean.average)
+        average.saddle = Saddle(self.problem, mean.point._replace(C=C), average.laws)
+        return average
+
+    def _finished(self, average: _Average, curvature: float) -> Solution:
+        saddle, nan = average.saddle, float("nan")
+        accurate = average.relative_error < _ACCEPTED
+        start, signs = (
+            saddle.point,
+            canonical_signs(self.problem.tensor(saddle.point.C), self.problem.symmetry),
+        )
+        if np.any(signs != 1):
+            saddle = _flipped(saddle, np.repeat(signs, self.problem.patterns).astype(np.float64))
+        return Solution(
+            saddle,
+            nan,
+            saddle.residual,
+            # Within its noise a curvature that is not clearly negative is that of a minimum.
+            max(curvature, 0.0),
+            average.error,
+            nan,
+            Status.CONVERGED if accurate else Status.MAX_STEPS,
+            start,
+        )
+
+    def _report(self, stage: str, step: int, residual: float) -> None:
+        if self.progress is not None:
+            self.progress(stage, step, residual)
+
+
+def many_correlated_sites(problem: Problem) -> bool:
+    """Whether a group has more entries of C than statistics of particles can tell apart."""
+    return not problem.phi.linear and any(
+        len(sites.entries.first) > _MOST_STATISTICS for sites in groups(problem)
+    )
+
+
+class _Average:
+    """Mean of the points (C, Ct) of many sweeps, of their laws, and the error of the mean from batches."""
+
+    saddle: Saddle
+
+    def __init__(self, size: int) -> None:
+        self._count = 0
+        self._C, self._Ct, self._batch, self._squares = np.zeros((4, size, size))
+        self._laws: list[list[Floats]] = []
+
+    def add(self, C: Floats, Ct: Floats, laws: tuple[Law, ...]) -> None:
+        """One more sweep."""
+        self._count += 1
+        self._C += C
+        self._Ct += Ct
+        self._batch += C / _BATCH
+        if self._count % _BATCH == 0:
+            self._squares += self._batch**2
+            self._batch[:] = 0.0
+        own = [[law.C, law.Y, law.B, law.mean] for law in laws]
+        sums = self._laws or [[0 * value for value in law] for law in own]
+        self._laws = [
+            [a + b for a, b in zip(*pair, strict=True)] for pair in zip(sums, own, strict=True)
+        ]
+
+    @property
+    def C(self) -> Floats:
+        """Mean C."""
+        return np.asarray(self._C / self._count)
+
+    @property
+    def Ct(self) -> Floats:
+        """Mean Ct."""
+        return np.asarray(self._Ct / self._count)
+
+    @property
+    def laws(self) -> tuple[Law, ...]:
+        """Wick's laws of the mean moments."""
+        out = list[Law]()
+        for *moments, mean in self._laws:
+            law = Wick(0.0, *(moment / self._count for moment in moments))
+            law.mean = mean / self._count
+            out.append(law)
+        return tuple(out)
+
+    @property
+    def error(self) -> Floats:
+        """Standard error of the mean C."""
+        batches = self._count // _BATCH
+        if batches < 3:
+            return np.full_like(self._C, np.inf)
+        mean = (self._C - _BATCH * self._batch) / (_BATCH * batches)
+        variance = self._squares / batches - mean**2
+        return np.sqrt(np.maximum(variance, 0.0) / (batches - 1))
+
+    @property
+    def relative_error(self) -> float:
+        """Of the kernel as a whole, in Frobenius norm."""
+        return float(np.linalg.norm(self.error) / np.linalg.norm(self.C))
+
+
+def _bent_product(saddle: Saddle, x: Floats) -> Floats:
+    return saddle.product(x) + saddle.bent(x)
+
+
+def _beside(saddle: Saddle, x: Floats) -> Point:
+    """A point beside a saddle along its unstable direction."""
+    point, problem = saddle.point, saddle.problem
+    dC, dCt = _PUSH * saddle.spread(x), _PUSH * saddle.tilt(saddle.followed(x))
+    odd = np.where(np.asarray(problem.over_sites(problem.even)), 0.0, dC)
+    kept = point.symmetric and bool(np.linalg.norm(odd) < np.linalg.norm(dC) / 2)
+    return point._replace(C=point.C + dC, Ct=point.Ct + dCt, symmetric=kept)
+
+
+def _flipped(saddle: Saddle, signs: Floats) -> Saddle:
+    laws = list[Law]()
+    for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
+        both = np.outer(signs[nodes.sites.members], signs[nodes.sites.members])
+        laws.append(Wick(0.0, both * law.C, both * law.Y, both * law.B))
+    return Saddle(saddle.problem, saddle.point.flipped(signs), tuple(laws))
+
+
+def _from_prior(sites: Sites, rng: np.random.Generator) -> Crowd:
+    half = rng.standard_normal((_PARTICLES // 2, len(sites.pivots)), np.float32)
+    return Crowd(sites, jnp.asarray(np.concatenate([half, -half])), jnp.float32(0.1))
+
+
+@partial(jax.jit, static_argnums=0)
+def _sweep(
+    phi: Activation, z: jax.Array, root: jax.Array, Ct: jax.Array, key: jax.Array, step: jax.Array
+) -> tuple[jax.Array, jax.Array, _Moments]:
+    """Transitions that leave q unchanged, kicks by the tilt and exact rotations; then averages."""
+
+    def tilted(z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = z @ root.T
+        activity, slope = jax.jvp(phi.function, (h,), (jnp.ones_like(h),))
+        pulled = activity @ Ct
+        return jnp.sum(pulled * activity, axis=-1) / 2, (slope * pulled) @ root
+
+    def transition(_: int, carry: Any) -> Any:
+        z, value, pull, key, step = carry
+        key, key_p, key_length, key_accept = jax.random.split(key, 4)
+        p = jax.random.normal(key_p, z.shape, z.dtype)
+        angle = step * jax.random.uniform(key_length, (len(z), 1), z.dtype, 0.6, 1.4)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+
+        def kick(_: int, state: Any) -> Any:
+            z, p, _value, pull = state
+            p = p + angle / 2 * pull
+            z, p = cos * z + sin * p, cos * p - sin * z
+            value, pull = tilted(z)
+            return z, p + angle / 2 * pull, value, pull
+
+        new, q, new_value, new_pull = jax.lax.fori_loop(0, _KICKS, kick, (z, p, value, pull))
+        change = new_value - value + jnp.sum(z**2 + p**2 - new**2 - q**2, axis=-1) / 2
+        probability = jnp.exp(jnp.minimum(jnp.nan_to_num(change, nan=-jnp.inf), 0))
+        accept = jax.random.uniform(key_accept, probability.shape, z.dtype) < probability
+        step = jnp.clip(step * jnp.exp(jnp.mean(probability) - 0.8), 1e-4, _LONGEST / _KICKS)
+        z, pull = (jnp.where(accept[:, None], a, b) for a, b in ((new, z), (new_pull, pull)))
+        return z, jnp.where(accept, new_value, value), pull, key, step.astype(z.dtype)
+
+    start = (z, *tilted(z), key, step)
+    z, _, _, _, step = jax.lax.fori_loop(0, _TRANSITIONS, transition, start)
+    return z, step, _moments(phi, z @ root.T, Ct)
+
+
+def _moments(phi: Activation, h: jax.Array, Ct: jax.Array) -> _Moments:
+    def slope(h: jax.Array) -> jax.Array:
+        return jax.jvp(phi.function, (h,), (jnp.ones_like(h),))[1]
+
+    activity, first = phi.function(h), slope(h)
+    second = jax.jvp(slope, (h,), (jnp.ones_like(h),))[1]
+    if not phi.smooth:  # slopes differenced over their kinks
+        second = (slope(h + KINK) - slope(h - KINK)) / (2 * KINK)
+    pulled = activity @ Ct
+    pull, count = first * pulled, len(h)
+    return _Moments(
+        activity.T @ activity / count,
+        first.T @ first / count,
+        pull.T @ pull / count,
+        activity.T @ pull / count,
+        activity.mean(0),
+        first.mean(0),
+        (second * pulled).mean(0),
+    )

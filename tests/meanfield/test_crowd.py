@@ -1,0 +1,59 @@
+"""Many correlated sites: moving particles against the closed form of linear networks and against weighted particles."""
+
+import jax
+import numpy as np
+import pytest
+
+import bayeskernel as bk
+from bayeskernel.meanfield import crowd
+from bayeskernel.meanfield.fluctuations import FluctuationError
+from bayeskernel.meanfield.newton import Status
+
+# Two digits of each class, read in four steps.
+TASK = bk.tasks.digits(patterns_per_class=2, steps=4).scaled(2.0)
+
+
+def relative(one, two):
+    return np.linalg.norm(one - two) / np.linalg.norm(two)
+
+
+@pytest.fixture(autouse=True)
+def every_group_is_a_crowd(monkeypatch):
+    monkeypatch.setattr(crowd, "_MOST_STATISTICS", 5)
+
+
+@pytest.mark.parametrize("sharing", ["tied", "untied"])
+def test_linear_units_against_their_closed_form(sharing):
+    exact = bk.solve(bk.Network(512, "linear", sharing, noise=0.3), TASK)
+    network = bk.Network(512, lambda h: 1.0 * h, sharing, noise=0.3)
+    theory = bk.solve(network, TASK)
+    assert theory.converged
+    error = np.linalg.norm(theory.monte_carlo_error) / np.linalg.norm(theory.kernel)
+    assert error < 0.008
+    assert relative(theory.kernel, exact.kernel) < 5 * error
+    assert relative(theory.conjugate, exact.conjugate) < 0.1
+    assert theory.output == pytest.approx(exact.output, abs=0.05)
+    assert theory.branches[0].curvature == pytest.approx(exact.branches[0].curvature, rel=0.1)
+    assert relative(theory.kernel_std(), exact.kernel_std()) < 0.2
+    assert np.isnan(theory.free_energy)
+    with pytest.raises(FluctuationError):
+        theory.kernel_shift()
+
+
+def test_erf_units_against_weighted_particles(monkeypatch):
+    network = bk.Network(512, "erf", noise=0.3)
+    moving, other = bk.solve(network, TASK), bk.solve(network, TASK, jax.random.key(1))
+    assert np.array_equal(moving.kernel, bk.solve(network, TASK).kernel)
+    monkeypatch.setattr(crowd, "_MOST_STATISTICS", 300)
+    weighted = bk.solve(network, TASK)
+    for theory in (other, weighted):
+        error = np.hypot(moving.monte_carlo_error, theory.monte_carlo_error)
+        assert np.linalg.norm(moving.kernel - theory.kernel) < 5 * np.linalg.norm(error)
+
+
+def test_an_iteration_that_leaves_the_domain_says_so():
+    task = bk.tasks.endpoint(2 * np.eye(4), [25.0, 25.0, -25.0, -25.0], 4)
+    theory = bk.solve(bk.Network(64, "relu", noise=0.01), task)
+    assert not theory.converged
+    assert theory.result in set(Status)
+    assert np.isnan(theory.monte_carlo_error).all() or theory.result is Status.MAX_STEPS
