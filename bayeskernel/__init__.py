@@ -1,22 +1,36 @@
-"""Representational kernels of Bayesian RNNs and DNNs: posterior samples and mean-field theory."""
+"""Representational kernels of Bayesian RNNs and DNNs: posterior samples and mean-field theory.
 
-from bayeskernel import plots, tasks
-from bayeskernel.compare import Comparison, compare
+Networks, tasks and theory are there at once; what needs NumPyro, ArviZ, xarray or matplotlib is imported when it
+is first used.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from bayeskernel import tasks
 from bayeskernel.errors import BayesKernelError, InputError
-from bayeskernel.inference.conditional import predict, weights
-from bayeskernel.inference.diagnose import Diagnosis, diagnose
-from bayeskernel.inference.run import sample, sample_prior
-from bayeskernel.inference.storage import StorageError, load, save
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.critical import CriticalSignal, critical_signal
 from bayeskernel.meanfield.free_energy import free_energy
 from bayeskernel.meanfield.prior import prior_kernel
 from bayeskernel.meanfield.solve import MeanField, solve
 from bayeskernel.network import Network, Sharing
-from bayeskernel.report import report
-from bayeskernel.sweeps.dataset import open_sweep
-from bayeskernel.sweeps.run import SweepError, sweep
 from bayeskernel.tasks import Task
+
+if TYPE_CHECKING:
+    from bayeskernel import plots
+    from bayeskernel.compare import Comparison, compare
+    from bayeskernel.inference.conditional import predict, weights
+    from bayeskernel.inference.diagnose import Diagnosis, diagnose
+    from bayeskernel.inference.run import sample, sample_prior
+    from bayeskernel.inference.storage import StorageError, load, save
+    from bayeskernel.report import report
+    from bayeskernel.sweeps.dataset import open_sweep
+    from bayeskernel.sweeps.run import SweepError, sweep
 
 __all__ = [
     "BayesKernelError",
@@ -49,3 +63,41 @@ __all__ = [
     "tasks",
     "weights",
 ]
+
+_LATER = {
+    "compare": ("Comparison", "compare"),
+    "inference.conditional": ("predict", "weights"),
+    "inference.diagnose": ("Diagnosis", "diagnose"),
+    "inference.run": ("sample", "sample_prior"),
+    "inference.storage": ("StorageError", "load", "save"),
+    "report": ("report",),
+    "sweeps.dataset": ("open_sweep",),
+    "sweeps.run": ("SweepError", "sweep"),
+}
+_MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import what is first used."""
+    if name == "plots":
+        return import_module("bayeskernel.plots")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'bayeskernel' has no attribute {name!r}")
+    value = getattr(import_module(f"bayeskernel.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """A package whose functions compare and report are not replaced by the modules they come from."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -5,39 +5,35 @@ from __future__ import annotations
 import json
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
-# ArviZ 0.23 announces its next line on import; the command line is no place for that.
-warnings.filterwarnings("ignore", message=r"\s*ArviZ is undergoing", category=FutureWarning)
+import jax
+import matplotlib as mpl
+import typer
+import xarray as xr
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-import jax  # noqa: E402
-import matplotlib as mpl  # noqa: E402
-import typer  # noqa: E402
-import xarray as xr  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.markup import escape  # noqa: E402
-from rich.table import Table  # noqa: E402
-
-from bayeskernel import tasks  # noqa: E402
-from bayeskernel.compare import Comparison, compare  # noqa: E402
-from bayeskernel.errors import BayesKernelError, InputError  # noqa: E402
-from bayeskernel.inference.conditional import weights  # noqa: E402
-from bayeskernel.inference.diagnose import diagnose  # noqa: E402
-from bayeskernel.inference.record import problem, settings  # noqa: E402
-from bayeskernel.inference.run import sample  # noqa: E402
-from bayeskernel.inference.storage import load, save  # noqa: E402
-from bayeskernel.kernels import coherence  # noqa: E402
-from bayeskernel.meanfield.progress import solver_bar  # noqa: E402
-from bayeskernel.meanfield.solve import MeanField, solve  # noqa: E402
-from bayeskernel.network import Network  # noqa: E402
-from bayeskernel.report import report  # noqa: E402
-from bayeskernel.sweeps.description import read_description  # noqa: E402
-from bayeskernel.sweeps.run import sweep  # noqa: E402
-from bayeskernel.tasks import Task  # noqa: E402
+from bayeskernel import tasks
+from bayeskernel.compare import Comparison, compare
+from bayeskernel.errors import BayesKernelError, InputError
+from bayeskernel.inference.conditional import weights
+from bayeskernel.inference.diagnose import diagnose
+from bayeskernel.inference.record import problem, settings
+from bayeskernel.inference.run import sample
+from bayeskernel.inference.storage import load, save
+from bayeskernel.kernels import coherence
+from bayeskernel.meanfield.progress import solver_bar
+from bayeskernel.meanfield.solve import MeanField, solve
+from bayeskernel.network import Network
+from bayeskernel.report import report
+from bayeskernel.sweeps.description import read_description
+from bayeskernel.sweeps.run import sweep
+from bayeskernel.tasks import Task
 
 app = typer.Typer(
     add_completion=False,

@@ -14,13 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import arviz as az
 import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import norm
 
+from bayeskernel._arviz import arviz as az
 from bayeskernel.errors import instance
 from bayeskernel.gauge import aligned, sign_symmetry
 from bayeskernel.inference.diagnose import Diagnosis, diagnose

@@ -14,8 +14,6 @@ import jax
 import numpy as np
 import scipy.linalg
 from numpy.typing import ArrayLike, NDArray
-from sklearn.datasets import load_digits
-from statsmodels.datasets import sunspots as sunspot_numbers
 
 from bayeskernel.errors import LARGEST, InputError, integers, positive, positive_integer, real_array
 from bayeskernel.keys import check_key
@@ -159,6 +157,8 @@ def digits(
     chosen = integers("classes", classes, two)
     if len(chosen) != 2 or len({*chosen}) != 2 or not {*chosen} <= {*range(10)}:
         raise InputError("classes", two, repr(classes))
+    from sklearn.datasets import load_digits  # takes a third of a second
+
     images, labels = load_digits(return_X_y=True)
     available = min(int(np.sum(labels == digit)) for digit in chosen)
     if start + count > available:
@@ -202,6 +202,8 @@ def sunspots(
     patterns, steps = positive_integer("patterns", patterns), positive_integer("steps", steps)
     lags, stride = positive_integer("lags", lags), positive_integer("stride", stride)
     first_year = positive_integer("first_year", first_year)
+    from statsmodels.datasets import sunspots as sunspot_numbers  # takes a second
+
     data = sunspot_numbers.load_pandas().data
     years, counts = data["YEAR"].to_numpy(), data["SUNACTIVITY"].to_numpy(dtype=np.float64)
     series = (counts - counts.mean()) / counts.std()

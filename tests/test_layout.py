@@ -9,7 +9,7 @@ import bayeskernel
 
 ROOT = Path(bayeskernel.__file__).parent
 LAYERS = [
-    {"errors"},
+    {"errors", "_arviz"},
     {"activations", "tasks", "network", "keys"},
     {"kernels", "gauge", "conditioning"},
     {"problem"},

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import arviz as az
 import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from bayeskernel._arviz import arviz as az
 from bayeskernel.errors import InputError
 from bayeskernel.gauge import aligned
 from bayeskernel.inference.record import check_draws, kernel_and_output, settings, symmetry

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from bayeskernel.activations import KINK, Activation
 from bayeskernel.gauge import canonical_signs
 from bayeskernel.meanfield.branches import Solution
-from bayeskernel.meanfield.laws import Law, Wick
+from bayeskernel.meanfield.laws import SINGLE_PRECISION, Law, Wick
 from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
@@ -84,6 +84,7 @@ class Crowd:
             np.where(even, own["C"], 0.0),
             np.where(even, np.diag(own["slope"]) + own["pulled"], 0.0),
             np.where(even, (B + B.T) / 2, 0.0),
+            SINGLE_PRECISION,
         )
         law.mean = own["mean"]
         return Crowd(self.sites, z, step), law
@@ -287,7 +288,8 @@ class _Average:
         """Wick's laws of the mean moments."""
         out = list[Law]()
         for *moments, mean in self._laws:
-            law = Wick(0.0, *(moment / self._count for moment in moments))
+            C, Y, B = (moment / self._count for moment in moments)
+            law = Wick(0.0, C, Y, B, SINGLE_PRECISION)
             law.mean = mean / self._count
             out.append(law)
         return tuple(out)
@@ -325,7 +327,7 @@ def _flipped(saddle: Saddle, signs: Floats) -> Saddle:
     laws = list[Law]()
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
         both = np.outer(signs[nodes.sites.members], signs[nodes.sites.members])
-        laws.append(Wick(0.0, both * law.C, both * law.Y, both * law.B))
+        laws.append(Wick(0.0, both * law.C, both * law.Y, both * law.B, SINGLE_PRECISION))
     return Saddle(saddle.problem, saddle.point.flipped(signs), tuple(laws))
 
 
