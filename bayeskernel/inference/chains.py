@@ -131,7 +131,7 @@ def exact_hmc(space: Space, num_warmup: int) -> Parts:
 
     def first(rng_key: jax.Array, data: Any) -> hmc.State:
         key_position, key_chain = jax.random.split(rng_key)
-        return hmc.start(key_chain, space.draw_prior(key_position, data))
+        return hmc.start(key_chain, space.draw_prior(key_position, data), num_warmup)
 
     def transition(state: hmc.State, data: Any) -> hmc.State:
         return hmc.transition(state, data, likelihood, num_warmup)
