@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.linalg import cho_solve, solve_triangular
 
 from bayeskernel.problem import Problem, Readings
 
@@ -39,8 +39,10 @@ def dual_targets(C: Floats, problem: Problem) -> Floats:
     """a_o = S_o^-1 y_o, zero where an output is not supervised; shape (d, O)."""
     dual = np.zeros((problem.size, problem.num_outputs))
     for reading in problem.readings:
-        factor = cho_factor(covariance(C, reading, problem), lower=True)
-        dual[np.ix_(reading.sites, reading.outputs)] = cho_solve(factor, reading.targets)
+        factor = _factor(C, reading, problem)
+        dual[np.ix_(reading.sites, reading.outputs)] = cho_solve(
+            factor, reading.targets, check_finite=False
+        )
     return dual
 
 
@@ -48,8 +50,11 @@ def energy(C: Floats, problem: Problem) -> float:
     """1/2 sum_o y_o^T S_o^-1 y_o."""
     total = 0.0
     for reading in problem.readings:
-        factor = np.linalg.cholesky(covariance(C, reading, problem))
-        total += np.sum(solve_triangular(factor, reading.targets, lower=True) ** 2) / 2
+        factor = _factor(C, reading, problem)[0]
+        total += (
+            np.sum(solve_triangular(factor, reading.targets, lower=True, check_finite=False) ** 2)
+            / 2
+        )
     return float(total)
 
 
@@ -66,8 +71,8 @@ class Stiffness:
         self._problem = problem
         self._parts = []
         for reading in problem.readings:
-            factor = cho_factor(covariance(C, reading, problem), lower=True)
-            dual = cho_solve(factor, reading.targets)
+            factor = _factor(C, reading, problem)
+            dual = cho_solve(factor, reading.targets, check_finite=False)
             self._parts.append((np.ix_(reading.sites, reading.sites), factor, dual))
         self._readouts = [_readout(reading, problem) for reading in problem.readings]
 
@@ -75,7 +80,7 @@ class Stiffness:
         """-d force along dC, positive semi-definite; shape (d, d)."""
         out = np.zeros_like(dC)
         for (sites, factor, dual), readout in zip(self._parts, self._readouts, strict=True):
-            pull = cho_solve(factor, (readout * dC[sites]) @ dual) @ dual.T
+            pull = cho_solve(factor, (readout * dC[sites]) @ dual, check_finite=False) @ dual.T
             out[sites] += readout * (pull + pull.T)
         return out
 
@@ -86,7 +91,7 @@ class Stiffness:
             self._problem.readings, self._parts, self._readouts, strict=True
         ):
             own = np.ix_(reading.sites, reading.outputs)
-            out[own] = cho_solve(factor, (readout * dC[sites]) @ values[own])
+            out[own] = cho_solve(factor, (readout * dC[sites]) @ values[own], check_finite=False)
         return out
 
 
@@ -94,8 +99,8 @@ def log_determinant_slope(C: Floats, problem: Problem) -> Floats:
     """d/dC of 1/2 sum_o ln det S_o, shape (d, d)."""
     slope = np.zeros_like(C)
     for reading in problem.readings:
-        factor = cho_factor(covariance(C, reading, problem), lower=True)
-        inverse = cho_solve(factor, np.eye(len(reading.sites)))
+        factor = _factor(C, reading, problem)
+        inverse = cho_solve(factor, np.eye(len(reading.sites)), check_finite=False)
         count = len(reading.outputs)
         slope[np.ix_(reading.sites, reading.sites)] += (
             count / 2 * _readout(reading, problem) * inverse
@@ -113,8 +118,11 @@ def output_variance(C: Floats, problem: Problem) -> Floats:
     prior = problem.over_sites(problem.readout) * C
     variance = np.repeat(np.diag(prior)[:, None], problem.num_outputs, axis=1)
     for reading in problem.readings:
-        factor = np.linalg.cholesky(covariance(C, reading, problem))
-        explained = np.sum(solve_triangular(factor, prior[reading.sites], lower=True) ** 2, axis=0)
+        factor = _factor(C, reading, problem)[0]
+        explained = np.sum(
+            solve_triangular(factor, prior[reading.sites], lower=True, check_finite=False) ** 2,
+            axis=0,
+        )
         variance[:, reading.outputs] -= explained[:, None]
     return variance
 
@@ -122,3 +130,12 @@ def output_variance(C: Floats, problem: Problem) -> Floats:
 def _readout(reading: Readings, problem: Problem) -> Floats:
     steps = problem.step_of[reading.sites]
     return problem.readout[np.ix_(steps, steps)]
+
+
+def _factor(C: Floats, reading: Readings, problem: Problem) -> tuple[Floats, bool]:
+    """Cholesky factor of S for `cho_solve`; NaN where rounding errors leave none, which solvers report."""
+    S = covariance(C, reading, problem)
+    try:
+        return np.asarray(np.linalg.cholesky(S), np.float64), True
+    except np.linalg.LinAlgError:
+        return np.full_like(S, np.nan), True
