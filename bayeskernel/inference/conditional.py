@@ -24,7 +24,6 @@ from scipy.linalg import cho_solve
 from bayeskernel.conditioning import NULL_SHARE, whitened
 from bayeskernel.errors import InputError, real_array
 from bayeskernel.inference import coordinates, readout, record
-from bayeskernel.inference import weights as weight_model
 from bayeskernel.keys import check_key
 from bayeskernel.network import Network
 from bayeskernel.problem import problem
@@ -115,27 +114,27 @@ def predict(
     Dataset with ``output`` (chain, draw, step, pattern, output_unit), without observation noise.
     """
     record.check_same_run(draws, network, task)
-    new = _new_inputs(inputs, task)
-    posterior = draws["posterior"].to_dataset()
-    if "input_weights" in posterior:
-        return record.dataset({"output": _from_weights(posterior, network, task, new)})
+    new, posterior = _new_inputs(inputs, task), draws["posterior"]
     draw: Callable[..., Floats]
-    stored: tuple[NDArray[np.floating], ...]
-    if "preactivation" in posterior:
-        stored = (_stored(draws, "preactivation"), _stored(draws, "readout_weights"))
+    names: tuple[str, ...]
+    if "input_weights" in posterior:
+        names = ("recurrent_weights", "input_weights", "readout_weights")
+        draw = partial(_outputs_of_weights, network=network, new=new)
+    elif "preactivation" in posterior:
+        names = ("preactivation", "readout_weights")
         draw = partial(_outputs_given_units, network=network, task=task, new=new)
     elif record.settings(draws).get("space") == "kernels":
-        stored = (_stored(draws, "kernel"),)
+        names = ("kernel",)
         draw = _drawer_given_kernel(network, task, new)
     else:
         raise InputError(
             "draws", 'draws made with keep=("preactivations",) or ("weights",)', "neither"
         )
+    stored = [_stored(draws, name) for name in names if name in posterior]
     keys = jax.random.split(check_key(rng_key), len(stored[0]))
     stacked = np.stack([draw(*each) for each in zip(keys, *stored, strict=True)])
-    return record.dataset(
-        {"output": stacked.reshape(*posterior["kernel"].shape[:2], *stacked.shape[1:])}
-    )
+    output = stacked.reshape(*posterior["kernel"].shape[:2], *stacked.shape[1:])
+    return record.dataset({"output": output})
 
 
 def _weights_given(key: jax.Array, h: Floats, network: Network, task: Task) -> dict[str, Floats]:
@@ -267,34 +266,16 @@ def _readout(v: Floats, activities: Floats, network: Network) -> Floats:
 _draw_readout = jax.jit(readout.draw, static_argnums=2)
 
 
-def _from_weights(
-    posterior: xr.Dataset, network: Network, task: Task, new: Floats
-) -> NDArray[np.floating]:
-    net = weight_model.structure(network, task.shape[0])
-    arrays = weight_model.arrays(network, Task(new, np.zeros((*new.shape[:2], task.shape[3]))))
-    stored = {
-        name: posterior[f"{name}_weights"].to_numpy()
-        for name in ("recurrent", "input", "readout")
-        if f"{name}_weights" in posterior
-    }
-    lead = stored["readout"].shape[:2]
-    flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in stored.items()}
-    output = np.asarray(_run_networks(flat, arrays, net))
-    return output.reshape(*lead, *output.shape[1:])
-
-
-@jax.jit(static_argnums=2)
-def _run_networks(
-    stored: dict[str, jax.Array], arrays: weight_model.Data, net: weight_model.Structure
-) -> jax.Array:
-    unit = weight_model.scale_sites({name: jnp.ones(()) for name in stored}, net, arrays)
-
-    def one(scaled: dict[str, jax.Array]) -> jax.Array:
-        z = {name: scaled[name] / unit[name] for name in scaled}
-        h = weight_model.preactivations(z, net, arrays)
-        return weight_model.outputs(z, h, net, arrays)
-
-    return jax.lax.map(one, stored)
+def _outputs_of_weights(_key: jax.Array, *weights: Floats, network: Network, new: Floats) -> Floats:
+    """Outputs of a network whose weights are all known; one step needs no recurrent ones."""
+    *recurrent, U, v = weights
+    labels, activities = network.labels(len(new)), list[Floats]()
+    for t, x in enumerate(new):
+        h = x @ U[labels.input[t]].T
+        if t:
+            h = h + activities[-1] @ recurrent[0][labels.recurrent[t]].T
+        activities.append(network.phi.values(h))
+    return _readout(v, np.stack(activities), network)
 
 
 def _new_inputs(inputs: ArrayLike, task: Task) -> Floats:

@@ -14,7 +14,7 @@ where data soften a collective direction, as they do near a transition.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -86,9 +86,10 @@ def transition(state: State, data: Any, likelihood: Likelihood, num_warmup: int)
     Compiled code holds the likelihood once, in the loop over a trajectory.
     """
     first = state.iteration < 0
-    rng_key, key_momentum, key_length, key_accept = jax.random.split(state.rng_key, 4)
-    p = _normal_like(key_momentum, state.z)
-    length = _LENGTH * (1 + _JITTER * jax.random.uniform(key_length, minval=-1.0))
+    rng_key, key_pair, *keys = jax.random.split(state.rng_key, 2 + len(state.z))
+    p = _normal_like(keys, state.z)
+    for_length, for_acceptance = jax.random.uniform(key_pair, (2,))
+    length = _LENGTH * (1 + _JITTER * (2 * for_length - 1))
     count = jnp.minimum(jnp.ceil(length / state.step_size), _MOST_GRADIENTS).astype(int)
     searches = state.searching & (state.iteration < num_warmup)
     count = jnp.where(first | searches, 1, count)
@@ -107,7 +108,7 @@ def transition(state: State, data: Any, likelihood: Likelihood, num_warmup: int)
     after = _half_square(z) + _half_square(p_end) - value
     error = jnp.where(first, 0, jnp.where(jnp.isnan(after), jnp.inf, after - before))
     accept_prob = jnp.exp(-jnp.maximum(error, 0))
-    accept = first | (jax.random.uniform(key_accept) < accept_prob)
+    accept = first | (for_acceptance < accept_prob)
     new, old = (z, value, gradient), (state.z, state.log_likelihood, state.gradient)
     z, value, gradient = _chosen(accept, new, old)
     searching, adaptation, step_size = _adapted(state, accept_prob, num_warmup)
@@ -154,8 +155,7 @@ def _half_square(z: Position) -> jax.Array:
     return sum((jnp.sum(v**2) for v in z.values()), jnp.zeros(())) / 2
 
 
-def _normal_like(rng_key: jax.Array, z: Position) -> Position:
-    keys = jax.random.split(rng_key, len(z))
+def _normal_like(keys: Sequence[jax.Array], z: Position) -> Position:
     return {
         k: jax.random.normal(key, v.shape, v.dtype)
         for key, (k, v) in zip(keys, z.items(), strict=True)
