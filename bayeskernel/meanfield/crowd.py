@@ -46,7 +46,8 @@ _GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 16, (48, 192), 8
 _ACCURACY, _ACCEPTED = 0.008, 0.015
 # How far a saddle is left along its unstable direction, and curvature above minus this is no saddle within the noise.
 _PUSH, _NOISY = 0.4, 0.05
-_DESCENTS = 3
+# Descents off saddles, and halvings of a step.
+_DESCENTS, _SHORTENED = 3, 12
 
 
 class Crowd:
@@ -161,7 +162,9 @@ class CrowdSearch(NamedTuple):
 
     def _prior(self) -> Point:
         C = prior_recursion(self.problem)
-        crowds = tuple(_from_prior(sites, self.rng) for sites in groups(self.problem))
+        crowds = tuple(
+            _from_prior(sites, self.rng) for sites in groups(self.problem, precision="float32")
+        )
         return Point(C, np.zeros_like(C), crowds, symmetric=True)  # type: ignore[arg-type]
 
     def _swept(self, point: Point) -> Saddle:
@@ -182,16 +185,26 @@ class CrowdSearch(NamedTuple):
             raised = min(1.0, (sweep + 1) / _RAISED) if not np.any(point.Ct) or strengths else 1.0
             saddle = self._scaled(raised)._swept(point)
             radius = np.sqrt(self.problem.size)
-            x, _, _ = steihaug(partial(_bent_product, saddle), saddle.reduced_slope, radius)
+            x, _, _ = steihaug(saddle.product, saddle.reduced_slope, radius)
             tilt = saddle.mismatch + saddle.followed(x)
             strengths.append(saddle.strength(x))
             self._report("approach", sweep, strengths[-1])
             gain = min(_GAIN, _STRONGEST / max(strengths[-1], saddle.strength(tilt)))
-            point = saddle.moved(gain * x, gain * tilt)
+            point = self._admissible(saddle, x, tilt, gain)
             settled = sweep > _RAISED and strengths[-1] > _CLOSER * min(strengths[:-1])
             if gain == _GAIN and settled:
                 break
         return point
+
+    def _admissible(self, saddle: Saddle, x: Floats, tilt: Floats, gain: float) -> Point:
+        """The point after the step, shortened until its K is positive definite."""
+        for _ in range(_SHORTENED):
+            point = saddle.moved(gain * x, gain * tilt)
+            K = self.problem.preactivation_kernel(point.C)
+            if all(nodes.sites.definite(K) for nodes in point.nodes):
+                return point
+            gain /= 2
+        raise np.linalg.LinAlgError("no step leaves K positive definite")
 
     def _averaged(self, point: Point) -> _Average:
         """The mean of so many points of the iteration that it is accurate enough."""
@@ -308,10 +321,6 @@ class _Average:
     def relative_error(self) -> float:
         """Of the kernel as a whole, in Frobenius norm."""
         return float(np.linalg.norm(self.error) / np.linalg.norm(self.C))
-
-
-def _bent_product(saddle: Saddle, x: Floats) -> Floats:
-    return saddle.product(x) + saddle.bent(x)
 
 
 def _beside(saddle: Saddle, x: Floats) -> Point:

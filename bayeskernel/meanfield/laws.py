@@ -24,9 +24,10 @@ from bayeskernel.meanfield.sites import Entries, Sites, every_entry
 
 Floats = NDArray[np.float64]
 
-# Directions of C that hold less than this share of the variance of its sites are null, by the precision of its entries.
+# Directions of C that hold less than this share of the variance of its sites are null; rounding errors of its entries may make
+# them negative by that of double precision, or of single.
 _NULL = 1e-9
-SINGLE_PRECISION = 3e-8
+SINGLE_PRECISION = 1e-6
 
 
 class Law(Protocol):
@@ -130,11 +131,11 @@ class Wick:
     effective = 1.0
 
     def __init__(
-        self, log_normaliser: float, C: Floats, Y: Floats, B: Floats, null: float = _NULL
+        self, log_normaliser: float, C: Floats, Y: Floats, B: Floats, rounding: float = _NULL
     ) -> None:
         self.log_normaliser, self.C, self.Y, self.B = log_normaliser, C, Y, B
         self.mean = np.zeros(len(C))
-        self._root, self._inverse = _root(C, null)
+        self._root, self._inverse = _root(C, rounding)
         self._carry = self._inverse @ Y
         self._entries: Entries = every_entry(self._root.shape[1])
 
@@ -231,14 +232,14 @@ class Gaussian:
         return np.asarray(rng.multivariate_normal(np.zeros(len(K)), law.C, count))
 
 
-def _root(C: Floats, null: float) -> tuple[Floats, Floats]:
+def _root(C: Floats, rounding: float) -> tuple[Floats, Floats]:
     """(r, r^-1) with C = r r^T on its range; LinAlgError where C is not positive semi-definite."""
     scale = np.sqrt(np.abs(np.diag(C)))
     inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     values, vectors = np.linalg.eigh(inverse_scale[:, None] * C * inverse_scale)
-    if not np.all(values > -null * len(C)):
+    if not np.all(values > -rounding * len(C)):
         raise np.linalg.LinAlgError("a kernel is not positive")
-    keep = values > null * len(C)
+    keep = values > _NULL * len(C)
     stretch = np.sqrt(values[keep])
     return scale[:, None] * vectors[:, keep] * stretch, (
         vectors[:, keep] / stretch

@@ -96,13 +96,24 @@ class Sites(NamedTuple):
         """Index of the group's block in (d, d) matrices."""
         return np.ix_(self.members, self.members)
 
+    def definite(self, K: Floats) -> bool:
+        """Whether K, (d, d), is positive definite at the pivots."""
+        pivots = self.members[self.pivots]
+        try:
+            np.linalg.cholesky(K[np.ix_(pivots, pivots)])
+        except np.linalg.LinAlgError:
+            return False
+        return True
+
     def completed(self) -> Sites:
         """The same with all entries solved for."""
         return self._replace(entries=every_entry(len(self.members)))
 
 
-def groups(problem: Problem, *, joined: bool = False) -> tuple[Sites, ...]:
-    """Groups of correlated sites; one of all sites where ``joined``."""
+def groups(
+    problem: Problem, *, joined: bool = False, precision: str = "moments"
+) -> tuple[Sites, ...]:
+    """Groups of correlated sites, one of all sites where ``joined``; pivots by `NULL_SHARE` of a precision."""
     K = problem.preactivation_kernel(prior_recursion(problem))
     read = np.asarray(problem.over_sites(read_blocks(problem)))
     parities = np.asarray(problem.over_sites(problem.parity))
@@ -112,7 +123,7 @@ def groups(problem: Problem, *, joined: bool = False) -> tuple[Sites, ...]:
         block = np.ix_(index, index)
         pivots, follow = np.arange(len(index)), np.eye(len(index))
         if not problem.phi.linear:  # whose law needs none
-            pivots, follow = spread(K[block], problem.patterns, NULL_SHARE["moments"])
+            pivots, follow = spread(K[block], problem.patterns, NULL_SHARE[precision])
         entries = every_entry(len(index)).chosen(read[block])
         out.append(Sites(index, problem.phi, pivots, follow, entries, parities[block]))
     return tuple(out)
