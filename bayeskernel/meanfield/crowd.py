@@ -24,11 +24,11 @@ from numpy.typing import NDArray
 from bayeskernel.activations import KINK, Activation
 from bayeskernel.gauge import canonical_signs
 from bayeskernel.meanfield.branches import Solution
-from bayeskernel.meanfield.laws import SINGLE_PRECISION, Law, Wick
+from bayeskernel.meanfield.laws import Averages, Law
 from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
-from bayeskernel.meanfield.sites import Sites, groups, read_blocks
+from bayeskernel.meanfield.sites import Sites, groups
 from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -46,8 +46,8 @@ _GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 16, (48, 192), 8
 _ACCURACY, _ACCEPTED = 0.008, 0.015
 # How far a saddle is left along its unstable direction, and curvature above minus this is no saddle within the noise.
 _PUSH, _NOISY = 0.4, 0.05
-# Descents off saddles, and halvings of a step.
-_DESCENTS, _SHORTENED = 3, 12
+# Descents off saddles.
+_DESCENTS = 3
 
 
 class Crowd:
@@ -70,25 +70,19 @@ class Crowd:
 
     def swept(
         self, K: Floats, Ct: Floats, key: jax.Array, *, symmetric: bool
-    ) -> tuple[Crowd, Wick]:
-        """The particles after a sweep at (K, Ct), and the law that they stand for."""
+    ) -> tuple[Crowd, Averages]:
+        """The particles after a sweep at (K, Ct), and averages over them."""
         pivots = np.ix_(self.sites.pivots, self.sites.pivots)
         root = jnp.asarray(self.sites.spread @ np.linalg.cholesky(K[pivots]), jnp.float32)
         z, step, moments = _sweep(
             self.sites.phi, self.z, root, jnp.asarray(Ct, jnp.float32), key, self.step
         )
-        own = {name: np.asarray(value, np.float64) for name, value in moments._asdict().items()}
+        own = _Moments(*(np.asarray(value, np.float64) for value in moments))
         even = self.sites.parity == 0 if symmetric else np.ones_like(self.sites.parity, bool)
-        B = own["slopes"] * Ct + own["pulls"] + np.diag(own["bend"])
-        law = Wick(
-            0.0,
-            np.where(even, own["C"], 0.0),
-            np.where(even, np.diag(own["slope"]) + own["pulled"], 0.0),
-            np.where(even, (B + B.T) / 2, 0.0),
-            SINGLE_PRECISION,
-        )
-        law.mean = own["mean"]
-        return Crowd(self.sites, z, step), law
+        Y = np.diag(own.slope) + own.pulled
+        B = own.slopes * Ct + own.pulls + np.diag(own.bend)
+        kept = (np.where(even, moment, 0.0) for moment in (own.C, Y, (B + B.T) / 2))
+        return Crowd(self.sites, z, step), Averages(*kept, own.mean)
 
     def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
         """Some of the particles, (count, n)."""
@@ -114,6 +108,16 @@ class _Moments(NamedTuple):
     mean: jax.Array
     slope: jax.Array
     bend: jax.Array
+
+
+class _State(NamedTuple):
+    """Of the iteration: the point, running and last averages of its groups, how strong the last step was, its gain."""
+
+    point: Point
+    smooth: tuple[Averages, ...] = ()
+    averages: tuple[Averages, ...] = ()
+    strength: float = 0.0
+    gain: float = 0.0
 
 
 class CrowdSearch(NamedTuple):
@@ -153,7 +157,9 @@ class CrowdSearch(NamedTuple):
 
     def _failed(self, start: Point) -> Solution:
         """The iteration left the domain: the start, without a number."""
-        saddle, nan = self._scaled(0.0)._swept(self._prior()), float("nan")
+        still, nan = self._scaled(0.0), float("nan")
+        point, averages = still._swept(self._prior())
+        saddle = Saddle(still.problem, point, tuple(own.law for own in averages))
         error = np.full_like(start.C, nan)
         return Solution(saddle, nan, nan, nan, error, nan, Status.BREAKDOWN, start)
 
@@ -167,62 +173,66 @@ class CrowdSearch(NamedTuple):
         )
         return Point(C, np.zeros_like(C), crowds, symmetric=True)  # type: ignore[arg-type]
 
-    def _swept(self, point: Point) -> Saddle:
-        """The point after a sweep of its particles, with the laws that they stand for."""
-        K, crowds, laws = self.problem.preactivation_kernel(point.C), list[Any](), list[Law]()
+    def _swept(self, point: Point) -> tuple[Point, tuple[Averages, ...]]:
+        """The point after a sweep of its particles, and averages over them."""
+        K, crowds, averages = (
+            self.problem.preactivation_kernel(point.C),
+            list[Any](),
+            list[Averages](),
+        )
         for crowd in point.nodes:
             assert isinstance(crowd, Crowd)
             block, key = crowd.sites.block, jax.random.key(int(self.rng.integers(2**31)))
-            crowd, law = crowd.swept(K[block], point.Ct[block], key, symmetric=point.symmetric)
+            crowd, own = crowd.swept(K[block], point.Ct[block], key, symmetric=point.symmetric)
             crowds.append(crowd)
-            laws.append(law)
-        return Saddle(self.problem, point._replace(nodes=tuple(crowds)), tuple(laws))
+            averages.append(own)
+        return point._replace(nodes=tuple(crowds)), tuple(averages)
 
-    def _approached(self, point: Point) -> Point:
-        """Newton steps of bounded strength while the signal is raised, and on until they are as short as their noise."""
-        strengths = list[float]()
+    def _stepped(self, state: _State, radius: float) -> _State:
+        """A sweep, and a share of the step of Newton's method that its averages ask for."""
+        point, averages = self._swept(state.point)
+        smooth = averages
+        if state.smooth:
+            pairs = zip(state.smooth, averages, strict=True)
+            smooth = tuple(own.blended(new, _GAIN) for own, new in pairs)
+        laws = tuple(own.law for own in smooth)
+        saddle = Saddle(self.problem, point, laws, averages)
+        x, _, _ = steihaug(saddle.product, saddle.reduced_slope, radius)
+        tilt = saddle.mismatch + saddle.followed(x)
+        strength = saddle.strength(x)
+        gain = min(_GAIN, _STRONGEST / max(strength, saddle.strength(tilt)))
+        C, Ct = saddle.target(x, tilt)
+        point = point._replace(
+            C=point.C + gain * (C - point.C), Ct=point.Ct + gain * (Ct - point.Ct)
+        )
+        return _State(point, smooth, averages, strength, gain)
+
+    def _approached(self, start: Point) -> _State:
+        """Steps of bounded strength while the signal is raised, and on until they are as short as their noise."""
+        state, strengths, raised = _State(start), list[float](), bool(np.any(start.Ct))
         for sweep in range(_APPROACH):
-            raised = min(1.0, (sweep + 1) / _RAISED) if not np.any(point.Ct) or strengths else 1.0
-            saddle = self._scaled(raised)._swept(point)
-            radius = np.sqrt(self.problem.size)
-            x, _, _ = steihaug(saddle.product, saddle.reduced_slope, radius)
-            tilt = saddle.mismatch + saddle.followed(x)
-            strengths.append(saddle.strength(x))
-            self._report("approach", sweep, strengths[-1])
-            gain = min(_GAIN, _STRONGEST / max(strengths[-1], saddle.strength(tilt)))
-            point = self._admissible(saddle, x, tilt, gain)
-            settled = sweep > _RAISED and strengths[-1] > _CLOSER * min(strengths[:-1])
-            if gain == _GAIN and settled:
+            signal = 1.0 if raised else min(1.0, (sweep + 1) / _RAISED)
+            state = self._scaled(signal)._stepped(state, np.sqrt(self.problem.size))
+            strengths.append(state.strength)
+            self._report("approach", sweep, state.strength)
+            settled = sweep > _RAISED and state.strength > _CLOSER * min(strengths[:-1])
+            if state.gain == _GAIN and settled:
                 break
-        return point
+        return state
 
-    def _admissible(self, saddle: Saddle, x: Floats, tilt: Floats, gain: float) -> Point:
-        """The point after the step, shortened until its K is positive definite."""
-        for _ in range(_SHORTENED):
-            point = saddle.moved(gain * x, gain * tilt)
-            K = self.problem.preactivation_kernel(point.C)
-            if all(nodes.sites.definite(K) for nodes in point.nodes):
-                return point
-            gain /= 2
-        raise np.linalg.LinAlgError("no step leaves K positive definite")
-
-    def _averaged(self, point: Point) -> _Average:
+    def _averaged(self, state: _State) -> _Average:
         """The mean of so many points of the iteration that it is accurate enough."""
-        read = np.asarray(self.problem.over_sites(read_blocks(self.problem)))
         average = _Average(self.problem.size)
         for sweep in range(-_SETTLING, _AVERAGED[1]):
-            saddle = self._swept(point)
-            x, _, _ = steihaug(saddle.product, saddle.reduced_slope, np.inf)
-            x, tilt = _GAIN * x, _GAIN * (saddle.mismatch + saddle.followed(x))
-            C, Ct = point.C + saddle.spread(x), np.where(read, point.Ct + saddle.tilt(tilt), 0.0)
-            point = saddle.point._replace(C=C, Ct=Ct)
+            state = self._stepped(state, np.inf)
             if sweep < 0:
                 continue
-            average.add(C, Ct, saddle.laws)
+            average.add(state.point.C, state.point.Ct, state.averages)
             self._report("average", sweep, average.relative_error)
             if sweep + 1 >= _AVERAGED[0] and average.relative_error < _ACCURACY:
                 break
-        mean = Saddle(self.problem, point._replace(C=average.C, Ct=average.Ct), average.laws)
+        point = state.point._replace(C=average.C, Ct=average.Ct)
+        mean = Saddle(self.problem, point, average.laws)
         # Between independent groups C is the product of means.
         C = np.where(within_groups(mean.point), mean.point.C, mean.average)
         average.saddle = Saddle(self.problem, mean.point._replace(C=C), average.laws)
@@ -269,9 +279,9 @@ class _Average:
     def __init__(self, size: int) -> None:
         self._count = 0
         self._C, self._Ct, self._batch, self._squares = np.zeros((4, size, size))
-        self._laws: list[list[Floats]] = []
+        self._averages: tuple[Averages, ...] = ()
 
-    def add(self, C: Floats, Ct: Floats, laws: tuple[Law, ...]) -> None:
+    def add(self, C: Floats, Ct: Floats, averages: tuple[Averages, ...]) -> None:
         """One more sweep."""
         self._count += 1
         self._C += C
@@ -280,11 +290,9 @@ class _Average:
         if self._count % _BATCH == 0:
             self._squares += self._batch**2
             self._batch[:] = 0.0
-        own = [[law.C, law.Y, law.B, law.mean] for law in laws]
-        sums = self._laws or [[0 * value for value in law] for law in own]
-        self._laws = [
-            [a + b for a, b in zip(*pair, strict=True)] for pair in zip(sums, own, strict=True)
-        ]
+        share = 1 / self._count
+        pairs = zip(self._averages or averages, averages, strict=True)
+        self._averages = tuple(own.blended(new, share) for own, new in pairs)
 
     @property
     def C(self) -> Floats:
@@ -299,13 +307,7 @@ class _Average:
     @property
     def laws(self) -> tuple[Law, ...]:
         """Wick's laws of the mean moments."""
-        out = list[Law]()
-        for *moments, mean in self._laws:
-            C, Y, B = (moment / self._count for moment in moments)
-            law = Wick(0.0, C, Y, B, SINGLE_PRECISION)
-            law.mean = mean / self._count
-            out.append(law)
-        return tuple(out)
+        return tuple(own.law for own in self._averages)
 
     @property
     def error(self) -> Floats:
@@ -335,8 +337,9 @@ def _beside(saddle: Saddle, x: Floats) -> Point:
 def _flipped(saddle: Saddle, signs: Floats) -> Saddle:
     laws = list[Law]()
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
-        both = np.outer(signs[nodes.sites.members], signs[nodes.sites.members])
-        laws.append(Wick(0.0, both * law.C, both * law.Y, both * law.B, SINGLE_PRECISION))
+        own = signs[nodes.sites.members]
+        both = np.outer(own, own)
+        laws.append(Averages(both * law.C, both * law.Y, both * law.B, own * law.mean).law)
     return Saddle(saddle.problem, saddle.point.flipped(signs), tuple(laws))
 
 

@@ -15,7 +15,7 @@ For other phi the same holds between steps that are independent under q, and up 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,29 @@ Floats = NDArray[np.float64]
 # Directions of C that hold less than this share of the variance of its sites are null; rounding errors of its entries may make
 # them negative by that of double precision, or of single.
 _NULL = 1e-9
-SINGLE_PRECISION = 1e-6
+_SINGLE = 1e-6
+# Least share of a direction of C that a step leaves.
+_LEAST = 0.05
+
+
+class Averages(NamedTuple):
+    """C, Y, B and <phi> under a law, as sampled; see `Law`."""
+
+    C: Floats
+    Y: Floats
+    B: Floats
+    mean: Floats
+
+    def blended(self, other: Averages, share: float) -> Averages:
+        """A share of others taken in."""
+        return Averages(*(a + share * (b - a) for a, b in zip(self, other, strict=True)))
+
+    @property
+    def law(self) -> Wick:
+        """Wick's law of these averages."""
+        law = Wick(0.0, self.C, self.Y, self.B, _SINGLE)
+        law.mean = self.mean
+        return law
 
 
 class Law(Protocol):
@@ -175,6 +197,12 @@ class Wick:
     def strength(self, x: Floats) -> float:
         """Largest eigenvalue of X in size: the share by which some direction of C changes."""
         return float(np.max(np.abs(np.linalg.eigvalsh(self._entries.matrix(x))), initial=0.0))
+
+    def stretched(self, x: Floats) -> Floats:
+        """R (1 + X) r^T, eigenvalues of 1 + X raised to `_LEAST` where they are smaller."""
+        values, vectors = np.linalg.eigh(self._entries.matrix(x))
+        half = self._root @ (vectors * np.sqrt(np.maximum(1 + values, _LEAST)))
+        return np.asarray(half @ half.T)
 
     def retracted(self, x: Floats) -> Floats:
         """The change r (X + X^2 / 2) r^T: C + dC is positive definite for every x."""

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.likelihood import Stiffness, energy, force
-from bayeskernel.meanfield.laws import Law, Nodes, Wick
+from bayeskernel.meanfield.laws import Averages, Law, Nodes, Wick
 from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -75,6 +75,8 @@ class Saddle:
         LinAlgError where the point lies outside the domain of F.
     laws
         One for every group; by default those of the point's nodes.
+    averages
+        C, B and <phi> of every group, where better known than by the laws.
 
     Attributes
     ----------
@@ -84,7 +86,13 @@ class Saddle:
         2 dF/dC and 2 dF/dCt in whitened coordinates.
     """
 
-    def __init__(self, problem: Problem, point: Point, laws: tuple[Law, ...] | None = None) -> None:
+    def __init__(
+        self,
+        problem: Problem,
+        point: Point,
+        laws: tuple[Law, ...] | None = None,
+        averages: tuple[Averages, ...] = (),
+    ) -> None:
         self.problem, self.point = problem, point
         self._blocks = [nodes.sites.block for nodes in point.nodes]
         self.K = problem.preactivation_kernel(point.C)
@@ -93,7 +101,7 @@ class Saddle:
                 nodes.law(self.K[block], point.Ct[block], symmetric=point.symmetric)
                 for nodes, block in zip(point.nodes, self._blocks, strict=True)
             )
-        self.laws = laws
+        self.laws, self._averages = laws, averages or laws
         self._ends = np.cumsum([0, *(law.size for law in laws)])
         self.slope = self.gathered(point.Ct - self.conjugate)
         self.mismatch = self.whitened(point.C - self.average)
@@ -118,17 +126,17 @@ class Saddle:
     def average(self) -> Floats:
         """<phi phi^T>, shape (d, d); between independent groups the product of means."""
         mean = np.zeros(self.problem.size)
-        for law, nodes in zip(self.laws, self.point.nodes, strict=True):
-            mean[nodes.sites.members] = law.mean * (not self.problem.phi.odd)
+        for own, nodes in zip(self._averages, self.point.nodes, strict=True):
+            mean[nodes.sites.members] = own.mean * (not self.problem.phi.odd)
         out = np.outer(mean, mean)
-        for law, block in zip(self.laws, self._blocks, strict=True):
-            out[block] = law.C
+        for own, block in zip(self._averages, self._blocks, strict=True):
+            out[block] = own.C
         return out
 
     @cached_property
     def conjugate(self) -> Floats:
         """What Ct must be: force + sum_l G_l^T B G_l, shape (d, d)."""
-        out = self.problem.fed_back(self._joined([law.B for law in self.laws]))
+        out = self.problem.fed_back(self._joined([own.B for own in self._averages]))
         if self.problem.mean_field:
             out = out + force(self.point.C, self.problem)
         return np.where(self._allowed, out, 0.0)
@@ -207,6 +215,17 @@ class Saddle:
             C=np.where(allowed, point.C + dC, 0.0),
             Ct=np.where(allowed, point.Ct + self.tilt(conjugate), 0.0),
         )
+
+    def target(self, x: Floats, conjugate: Floats) -> tuple[Floats, Floats]:
+        """What Wick's laws and `conjugate` become under a step in whitened coordinates; C positive."""
+        dC = self.spread(x)
+        back = self._joined([law.carried_back(own) for law, own in self._parts(conjugate)])
+        Ct = self.conjugate + self.problem.fed_back(back) - self._stiff(dC, self.problem.fed(dC))
+        beyond = self._parts(
+            x + self.whitened(self.point.C - self._joined([law.C for law in self.laws]))
+        )
+        C = self._joined([law.stretched(own) for law, own in beyond if isinstance(law, Wick)])
+        return np.where(self._allowed, C, 0.0), np.where(self._allowed, Ct, 0.0)
 
     def dense(self) -> tuple[Floats, Floats]:
         """E and the reduced Hessian as matrices, (k, k)."""
