@@ -12,19 +12,19 @@ predicts (docs/theory, "Fluctuations"; estimated from the draws where theory has
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.stats import norm
+from scipy.stats import norm as normal
 
-from bayeskernel._arviz import arviz as az
 from bayeskernel.errors import instance
 from bayeskernel.gauge import aligned, sign_symmetry
+from bayeskernel.inference.convergence import kernel_moments, mean_and_error
 from bayeskernel.inference.diagnose import Diagnosis, diagnose
-from bayeskernel.inference.record import SITES, check_same_run, kernel_and_output
+from bayeskernel.inference.record import check_same_run, kernel_and_output
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.solve import MeanField
@@ -48,14 +48,16 @@ class Comparison:
     ----------
     draws, theory
         What was compared.
-    table
-        One row per distinct kernel entry (indexed by step, pattern, other_step, other_pattern):
-        sampled, mcse, ess, theory, theory_std (posterior standard deviation at this width; NaN where
-        theory has none), finite_width (size of the 1/N shift), z.
     kernel
         Sampled mean kernel after sign alignment, shape (T, P, T, P).
     mcse
         Its Monte-Carlo standard error, same shape.
+    ess
+        Effective draws for it, same shape.
+    finite_width
+        Size of the 1/N shift of each entry, same shape.
+    theory_std
+        Posterior standard deviation at this width from theory, same shape; NaN where theory has none.
     z
         z scores, same shape.
     output, output_mcse
@@ -70,15 +72,76 @@ class Comparison:
 
     draws: xr.DataTree
     theory: MeanField
-    table: pd.DataFrame
     kernel: Floats
     mcse: Floats
+    ess: Floats
+    finite_width: Floats
+    theory_std: Floats
     z: Floats
     output: Floats
     output_mcse: Floats
     frobenius_error: float
     cosine_alignment: float
     flipped: float
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per distinct kernel entry, with the columns sampled, mcse, ess, theory, theory_std, finite_width, z.
+
+        The index is (step, pattern, other_step, other_pattern).
+        """
+        steps, patterns = self.kernel.shape[:2]
+        first, second = np.triu_indices(steps * patterns)
+        index = pd.MultiIndex.from_arrays(
+            [first // patterns + 1, first % patterns, second // patterns + 1, second % patterns],
+            names=["step", "pattern", "other_step", "other_pattern"],
+        )
+        square = (steps * patterns, steps * patterns)
+        columns = {name: v.reshape(square)[first, second] for name, v in self._columns.items()}
+        return pd.DataFrame(columns, index=index)
+
+    @cached_property
+    def blocks(self) -> pd.DataFrame:
+        """One row per pair of steps: what the table says about the block of the kernel between them.
+
+        Norms of sampled and theory's block and of their difference, largest and root mean square z, fewest effective draws.
+        """
+        across = (1, 3)
+        norm = partial(np.linalg.norm, axis=across)
+        columns = {
+            "sampled": norm(self.kernel),
+            "theory": norm(self.theory.kernel),
+            "difference": norm(self.kernel - self.theory.kernel),
+            "largest_z": np.abs(self.z).max(across),
+            "rms_z": np.sqrt(np.mean(self.z**2, across)),
+            "smallest_ess": self.ess.min(across),
+        }
+        first, second = np.triu_indices(len(self.kernel))
+        index = pd.MultiIndex.from_arrays([first + 1, second + 1], names=["step", "other_step"])
+        return pd.DataFrame({k: v[first, second] for k, v in columns.items()}, index=index)
+
+    @property
+    def entries(self) -> int:
+        """Number of distinct kernel entries."""
+        size = self.kernel.shape[0] * self.kernel.shape[1]
+        return size * (size + 1) // 2
+
+    @property
+    def largest_z(self) -> float:
+        """Largest absolute z."""
+        return float(np.abs(self.z).max())
+
+    @property
+    def _columns(self) -> dict[str, Floats]:
+        return {
+            "sampled": self.kernel,
+            "mcse": self.mcse,
+            "ess": self.ess,
+            "theory": self.theory.kernel,
+            "theory_std": self.theory_std,
+            "finite_width": self.finite_width,
+            "z": self.z,
+        }
 
     @property
     def coherence(self) -> tuple[Floats, Floats]:
@@ -88,21 +151,21 @@ class Comparison:
     @property
     def threshold(self) -> float:
         """Largest absolute z expected of agreeing results, at `FALSE_ALARM` over all entries."""
-        return float(norm.isf(FALSE_ALARM / 2 / len(self.table)))
+        return float(normal.isf(FALSE_ALARM / 2 / self.entries))
 
     @property
     def agrees(self) -> bool:
         """Whether every entry agrees, with converged theory and enough effective draws."""
         return (
             self.theory.converged
-            and self.table["ess"].min() >= ENOUGH_DRAWS
-            and self.table["z"].abs().max() <= self.threshold
+            and self.ess.min() >= ENOUGH_DRAWS
+            and self.largest_z <= self.threshold
         )
 
     @property
     def verdict(self) -> str:
         """The outcome in one sentence."""
-        worst, ess = self.table["z"].abs().max(), self.table["ess"].min()
+        worst, ess = self.largest_z, self.ess.min()
         if not self.theory.converged:
             return f"Inconclusive: the theory did not converge ({self.theory.result})."
         if not ess >= ENOUGH_DRAWS:
@@ -112,7 +175,7 @@ class Comparison:
             )
         word = "agree" if self.agrees else "DISAGREE"
         return (
-            f"Samples and theory {word}: largest |z| = {worst:.1f} over {len(self.table)} kernel "
+            f"Samples and theory {word}: largest |z| = {worst:.1f} over {self.entries} kernel "
             f"entries (limit {self.threshold:.1f}), Frobenius error "
             f"{100 * self.frobenius_error:.1f} %{self._caveat()}."
         )
@@ -129,8 +192,7 @@ class Comparison:
     def _caveat(self) -> str:
         steps, patterns, _, _ = self.theory.task.shape
         ratio = steps * patterns / self.theory.network.width
-        shift = np.linalg.norm(self.table["finite_width"])
-        share = shift / np.linalg.norm(self.table["theory"])
+        share = np.linalg.norm(self.finite_width) / np.linalg.norm(self.theory.kernel)
         if ratio > _NARROW:
             return (
                 f"; with d/N = {ratio:.2f} the network is not wide for its task, "
@@ -158,28 +220,21 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
     check_same_run(draws, network, task)
     symmetry = sign_symmetry(network, task)
     kernels, outputs, flipped = aligned(*kernel_and_output(draws), theory.kernel, symmetry)
-    mean, mcse, ess = mean_and_error(kernels, SITES)
-    output, output_mcse, _ = mean_and_error(outputs, ("step", "pattern", "output_unit"))
-    std, shift = _finite_width(theory, kernels)
+    mean, spread, mcse, ess = kernel_moments(kernels)
+    output, output_mcse, _ = mean_and_error(outputs)
+    std, shift = _finite_width(theory, spread)
     error = np.sqrt(mcse**2 + shift**2 + theory.monte_carlo_error**2)
     difference = mean - theory.kernel
     # Entries without any error (silent units) agree exactly or not at all.
     z = np.divide(difference, error, out=np.where(difference == 0, 0.0, np.inf), where=error > 0)
-    columns = {
-        "sampled": mean,
-        "mcse": mcse,
-        "ess": ess,
-        "theory": theory.kernel,
-        "theory_std": std,
-        "finite_width": shift,
-        "z": z,
-    }
     return Comparison(
         draws=draws,
         theory=theory,
-        table=_table(columns),
         kernel=mean,
         mcse=mcse,
+        ess=ess,
+        finite_width=shift,
+        theory_std=std,
         z=z,
         output=output,
         output_mcse=output_mcse,
@@ -191,27 +246,13 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
     )
 
 
-def mean_and_error(values: np.ndarray, dims: tuple[str, ...]) -> tuple[Floats, Floats, Floats]:
-    """Mean, its Monte-Carlo standard error and effective number of draws, entry by entry."""
-    data = xr.Dataset({"x": (("chain", "draw", *dims), values.astype(np.float64))})
-    mcse, ess = (f(data, method="mean")["x"].to_numpy() for f in (az.mcse, az.ess))
-    # A constant has no Monte-Carlo error, and as many effective draws as draws.
-    constant = np.ptp(values, axis=(0, 1)) == 0
-    count = values.shape[0] * values.shape[1]
-    return (
-        values.mean(axis=(0, 1), dtype=np.float64),
-        np.where(constant, 0.0, mcse),
-        np.where(constant, count, ess),
-    )
-
-
-def _finite_width(theory: MeanField, kernels: Floats) -> tuple[Floats, Floats]:
+def _finite_width(theory: MeanField, spread: Floats) -> tuple[Floats, Floats]:
     """Standard deviation of each entry and size of its 1/N shift, from theory where it has them.
 
-    Where it does not (large kernels, saddles), the draws' own spread gives the order of magnitude:
+    Where it does not (large kernels, saddles), the draws' spread gives the order of magnitude:
     variance over the size of the entry's diagonal, which is of order 1/N as the shift is.
     """
-    variance = kernels.var(axis=(0, 1))
+    variance = spread**2
     try:
         std = theory.kernel_std()
     except FluctuationError:
@@ -222,16 +263,3 @@ def _finite_width(theory: MeanField, kernels: Floats) -> tuple[Floats, Floats]:
         size = np.sqrt(np.einsum("tata->ta", theory.kernel))
         scale = np.einsum("ta,sb->tasb", size, size)
         return std, np.divide(variance, scale, out=np.zeros_like(variance), where=scale > 0)
-
-
-def _table(columns: dict[str, Floats]) -> pd.DataFrame:
-    steps, patterns = next(iter(columns.values())).shape[:2]
-    first, second = np.triu_indices(steps * patterns)
-    sites = np.array([(t + 1, a) for t in range(steps) for a in range(patterns)])
-    index = pd.MultiIndex.from_arrays(
-        [*sites[first].T, *sites[second].T],
-        names=["step", "pattern", "other_step", "other_pattern"],
-    )
-    square = (steps * patterns, steps * patterns)
-    data = {name: values.reshape(square)[first, second] for name, values in columns.items()}
-    return pd.DataFrame(data, index=index)

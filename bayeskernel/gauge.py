@@ -73,10 +73,11 @@ def sign_symmetry(network: Network, task: Task) -> SignSymmetry:
 
 
 def flip_kernel(kernel: Floats, signs: NDArray[np.int64]) -> Floats:
-    """C[t,s] -> s_t s_s C[t,s]; ``signs`` (..., T) broadcasts against ``kernel`` (..., T,P,T,P)."""
-    return np.asarray(
-        kernel * signs[..., :, None, None, None] * signs[..., None, None, :, None], np.float64
-    )
+    """C[t,s] -> s_t s_s C[t,s] in the kernel's precision; ``signs`` (..., T) broadcasts against (..., T,P,T,P)."""
+    if np.all(signs == 1):
+        return kernel
+    own = signs.astype(kernel.dtype)
+    return np.asarray(kernel * own[..., :, None, None, None] * own[..., None, None, :, None])
 
 
 def align(
@@ -103,6 +104,7 @@ def align(
     kernel_signs, output_signs = symmetry.elements()
     # <C_s, R> = s^T B s with B[t,s] the overlap of the two blocks.
     overlap = np.einsum("...tasb,tasb->...ts", kernel, reference, optimize=True)
+    # What is not a number keeps its signs.
     score = np.einsum("gt,...ts,gs->...g", kernel_signs, overlap, kernel_signs, optimize=True)
     best = np.argmax(score, axis=-1)
     return kernel_signs[best], output_signs[best]
@@ -112,7 +114,7 @@ def aligned(
     kernel: Floats, output: Floats, reference: Floats, symmetry: SignSymmetry
 ) -> tuple[Floats, Floats, float]:
     """Kernels (..., T,P,T,P) and outputs (..., T,P,O) with a reference's signs, and the share flipped."""
-    signs, output_signs = align(np.nan_to_num(kernel), reference, symmetry)
+    signs, output_signs = align(kernel, reference, symmetry)
     flipped = float(np.mean(np.any(signs < 0, axis=-1)))
     return flip_kernel(kernel, signs), output * output_signs[..., None, None], flipped
 

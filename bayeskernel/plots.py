@@ -99,7 +99,7 @@ def plot_kernel(
         Name of a diverging colour map.
     """
     if isinstance(kernel, xr.DataTree):
-        values = gauge_fixed(kernel)[0].mean((0, 1))
+        values = gauge_fixed(kernel)[0].mean((0, 1), np.float64)
     else:
         values = np.asarray(getattr(kernel, "kernel", kernel))
     if values.ndim != 4 or values.shape[:2] != values.shape[2:]:

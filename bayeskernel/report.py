@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import xarray as xr
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -50,8 +51,8 @@ summary { cursor: pointer; } pre { overflow-x: auto; background: var(--soft); pa
 """
 # Tasks with more numbers than this are not written out in the code that repeats a run.
 _WRITTEN_OUT = 2000
-# Rows of the table of chains that are shown at once.
-_FIRST_ROWS = 8
+# Rows of the table of chains that are shown at once, kernel entries of largest |z|, and most rows of any table.
+_FIRST_ROWS, _WORST, _MOST_ROWS = 8, 20, 2000
 
 
 def report(
@@ -170,7 +171,7 @@ def _spectra(named: Mapping[str, Comparison], weights: Mapping[str, xr.Dataset])
     for name, cmp in named.items():
         for found in cmp.theory.outliers():
             steps = ", ".join(str(t) for t in found.steps)
-            values = ", ".join(f"{v:.3g}" for v in found.eigenvalues) or "none"
+            values = ", ".join(_number(v) for v in found.eigenvalues) or "none"
             spikes = ", ".join(f"{v:.3g}" for v in found.singular_values) or "none"
             rows.append((name, steps, f"{found.radius:.3g}", values, spikes))
         drawn = weights.get(name, _last_weights(cmp))
@@ -188,6 +189,11 @@ def _spectra(named: Mapping[str, Comparison], weights: Mapping[str, xr.Dataset])
         rows,
     )
     return "<h2>Weight spectrum</h2>" + _side(figures) + table
+
+
+def _number(value: complex) -> str:
+    """Real numbers without an imaginary part."""
+    return f"{value:.3g}" if np.imag(value) else f"{np.real(value):.3g}"
 
 
 def _last_weights(cmp: Comparison) -> xr.Dataset | None:
@@ -209,23 +215,24 @@ def _chains(name: str, cmp: Comparison) -> str:
     columns = [c for c in ("mean", "std", "mcse", "ess_bulk", "ess_tail", "r_hat") if c in table]
     rows = [
         (str(index), *(f"{row[c]:.4g}" for c in columns))
-        for index, row in order[columns].iterrows()
+        for index, row in order[columns][:_MOST_ROWS].iterrows()
     ]
     head = ("quantity, worst R-hat first", *columns)
     rest = ""
     if len(rows) > _FIRST_ROWS:
         rest = (
-            f"<details><summary>All {len(rows)} quantities</summary>{_table(head, rows)}</details>"
+            f"<details><summary>{_share(len(rows), len(table))} quantities</summary>"
+            f"{_table(head, rows)}</details>"
         )
     lp = cmp.draws["sample_stats"]["lp"].to_numpy()
     kernel = gauge_fixed(cmp.draws)[0]
-    worst = cmp.table["ess"].idxmin()
-    at = (worst[0] - 1, worst[1], worst[2] - 1, worst[3])
+    site = np.unravel_index(np.argmin(cmp.ess), cmp.ess.shape)
+    worst = (int(site[0]) + 1, int(site[1]), int(site[2]) + 1, int(site[3]))
     figures = [
         ("log density", plot_ranks(lp), "Rank plot of the log density"),
         (
             f"kernel entry {worst}, of fewest effective draws",
-            plot_ranks(kernel[(..., *at)]),
+            plot_ranks(kernel[(..., *site)]),
             "Rank plot of the kernel entry of fewest effective draws",
         ),
     ]
@@ -269,14 +276,36 @@ def _coherence_table(named: Mapping[str, Comparison]) -> str:
 
 
 def _entries(name: str, cmp: Comparison) -> str:
-    columns = tuple(cmp.table.columns)
+    """Blocks and entries of largest |z| at a glance, every entry folded where a page can hold them."""
+    worst = np.argsort(-cmp.table["z"].abs().to_numpy(), kind="stable")
+    shown = cmp.table.iloc[worst[:_WORST]]
+    rest = "<p>Every entry is in <code>comparison.table</code>.</p>"
+    if len(cmp.table) <= _MOST_ROWS:
+        every = f"<summary>Every kernel entry ({len(cmp.table)} rows)</summary>"
+        rest = f"<details>{every}{_entry_table(cmp.table)}</details>"
+    blocks = [
+        (f"{t}, {s}", *(f"{value:.4g}" for value in row))
+        for (t, s), row in zip(cmp.blocks.index, cmp.blocks.to_numpy(), strict=True)
+    ]
+    return (
+        f"<h3>{html.escape(name)}: blocks of the kernel between steps</h3>"
+        + _table(("steps", *(c.replace("_", " ") for c in cmp.blocks.columns)), blocks)
+        + f"<h3>{html.escape(name)}: {len(shown)} of {len(cmp.table)} entries, largest |z| first</h3>"
+        + _entry_table(shown)
+        + rest
+    )
+
+
+def _entry_table(entries: pd.DataFrame) -> str:
     rows = [
         (f"({i[0]}, {i[1]}) ({i[2]}, {i[3]})", *(f"{value:.4g}" for value in row))
-        for i, row in zip(cmp.table.index, cmp.table.to_numpy(), strict=True)
+        for i, row in zip(entries.index, entries.to_numpy(), strict=True)
     ]
-    head = f"Every kernel entry: {html.escape(name)} ({len(rows)} rows)"
-    table = _table(("(step, pattern) (step, pattern)", *columns), rows)
-    return f"<details><summary>{head}</summary>{table}</details>"
+    return _table(("(step, pattern) (step, pattern)", *entries.columns), rows)
+
+
+def _share(shown: int, count: int) -> str:
+    return f"All {count}" if shown == count else f"{shown} of {count}"
 
 
 def _facts(name: str, cmp: Comparison) -> str:
@@ -292,7 +321,7 @@ def _facts(name: str, cmp: Comparison) -> str:
     stats = cmp.draws["sample_stats"]
     sampling = {
         "divergences": int(stats["diverging"].sum()),
-        "smallest_ess": float(cmp.table["ess"].min()),
+        "smallest_ess": float(cmp.ess.min()),
         "draws_with_flipped_signs": cmp.flipped,
     }
     facts = html.escape(json.dumps({**attrs, "sampling": sampling, "theory": theory}, indent=2))

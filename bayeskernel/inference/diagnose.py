@@ -9,15 +9,17 @@ thresholds of ArviZ.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayeskernel._arviz import arviz as az
 from bayeskernel.errors import InputError
 from bayeskernel.gauge import aligned
+from bayeskernel.inference.convergence import by_pieces, distinct, moments, trust
 from bayeskernel.inference.record import check_draws, kernel_and_output, settings, symmetry
 
 Floats = NDArray[np.float64]
@@ -35,6 +37,7 @@ _STUCK = 0.95
 # Chains whose means of an invariant lie further apart than so many of their standard deviations are in
 # different branches.
 _APART = 3.0
+_COLUMNS = ("mean", "std", "mcse", "ess_bulk", "ess_tail", "r_hat")
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +46,10 @@ class Diagnosis:
 
     Attributes
     ----------
-    table
-        One row per quantity: mean, std, mcse, ess_bulk, ess_tail, r_hat. Quantities are "kernel[t,a,s,b]"
-        (sign-aligned), "output[t,a,o]", "lp", and "norm[t,s]", the norm of a block of C.
+    numbers
+        mean, std, mcse, ess_bulk, ess_tail and r_hat of every quantity in the order of ``table``, (6, n).
+    shape
+        (T, P, O).
     divergences
         Number of divergent transitions of every chain.
     tree_depth_hits
@@ -62,7 +66,8 @@ class Diagnosis:
         Chains with numbers that are not finite.
     """
 
-    table: pd.DataFrame
+    numbers: Floats
+    shape: tuple[int, int, int]
     divergences: tuple[int, ...]
     tree_depth_hits: tuple[int, ...]
     e_bfmi: tuple[float, ...]
@@ -71,10 +76,24 @@ class Diagnosis:
     flipped: float
     broken: tuple[int, ...]
 
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per quantity: mean, std, mcse, ess_bulk, ess_tail, r_hat.
+
+        Quantities are "lp", "norm[t,s]", the norm of a block of C, "kernel[t,a,s,b]" (sign-aligned) and "output[t,a,o]".
+        """
+        (steps, patterns, _), names = self.shape, ["lp"]
+        names += [f"norm[{t + 1},{s + 1}]" for t, s in zip(*np.triu_indices(steps), strict=True)]
+        sites = [f"{t + 1},{a}" for t, a in np.ndindex(steps, patterns)]
+        names += [f"kernel[{one},{two}]" for i, one in enumerate(sites) for two in sites[i:]]
+        names += [f"output[{t + 1},{a},{o}]" for t, a, o in np.ndindex(*self.shape)]
+        columns = dict(zip(_COLUMNS, self.numbers, strict=True))
+        return pd.DataFrame(columns, index=pd.Index(names, name="quantity"))
+
     @property
     def reasons(self) -> tuple[str, ...]:
         """What is wrong, one sentence each; empty where nothing is."""
-        table, count, reasons = self.table, len(self.divergences), list[str]()
+        count, reasons = len(self.divergences), list[str]()
 
         def named(chains: tuple[int, ...] | list[int]) -> str:
             return f"chain{'s' if len(chains) > 1 else ''} {', '.join(str(c) for c in chains)}"
@@ -95,14 +114,18 @@ class Diagnosis:
             reasons.append(f"E-BFMI below {E_BFMI} in {named(low)}")
         needed = ESS_PER_CHAIN * count
         for column, name in (("ess_bulk", "in bulk"), ("ess_tail", "in the tails")):
-            worst = table[column].fillna(0.0)
-            if worst.min() < needed:
+            least = np.nan_to_num(self._column(column), posinf=np.inf)
+            i = int(np.argmin(least))
+            if least[i] < needed:
                 reasons.append(
-                    f"{worst.min():.0f} effective draws {name} of {worst.idxmin()}, {needed} are needed"
+                    f"{least[i]:.0f} effective draws {name} of {self.table.index[i]}, {needed} are needed"
                 )
-        worst = table["r_hat"].fillna(np.inf)
-        if count > 1 and worst.max() >= R_HAT:
-            reasons.append(f"R-hat {worst.max():.3f} of {worst.idxmax()}, below {R_HAT} is needed")
+        r_hat = np.nan_to_num(self._column("r_hat"), nan=np.inf, posinf=np.inf)
+        i = int(np.argmax(r_hat))
+        if count > 1 and r_hat[i] >= R_HAT:
+            reasons.append(
+                f"R-hat {r_hat[i]:.3f} of {self.table.index[i]}, below {R_HAT} is needed"
+            )
         return tuple(reasons)
 
     @property
@@ -114,9 +137,12 @@ class Diagnosis:
     def verdict(self) -> str:
         """The outcome in words."""
         if self.ok:
-            worst, ess = self.table["r_hat"].max(), self.table["ess_bulk"].min()
+            worst, ess = np.nanmax(self._column("r_hat")), self._column("ess_bulk").min()
             return f"Passed: largest R-hat {worst:.3f}, {ess:.0f} effective draws at least."
         return "Failed: " + "; ".join(self.reasons) + "."
+
+    def _column(self, name: str) -> Floats:
+        return np.asarray(self.numbers[_COLUMNS.index(name)])
 
 
 def diagnose(draws: xr.DataTree) -> Diagnosis:
@@ -138,15 +164,23 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
         raise InputError("draws", "at least 4 draws a chain", posterior.sizes["draw"])
     kernel, output, flipped = gauge_fixed(draws)
     lp = stats["lp"].to_numpy().astype(np.float64)
-    norms = np.sqrt(np.einsum("cdtasb->cdts", kernel**2))
-    table = _summary(_columns(kernel, output, lp, norms))
+    norms = np.sqrt(np.einsum("cdtasb,cdtasb->cdts", kernel, kernel, dtype=np.float64))
+    steps, patterns, outputs = output.shape[2:]
+    every = [
+        np.arange(1),
+        distinct(steps),
+        distinct(steps * patterns),
+        np.arange(output[0, 0].size),
+    ]
+    parts = zip((lp[..., None], norms, kernel, output), every, strict=True)
     finite = np.isfinite(lp).all(1) & np.isfinite(kernel).all(axis=(1, 2, 3, 4, 5))
     moved = np.any(np.diff(kernel, axis=1) != 0, axis=(2, 3, 4, 5)) | (np.diff(lp, axis=1) != 0)
     stuck = tuple(int(c) for c in np.flatnonzero(moved.mean(1) < 1 - _STUCK))
     invariants = np.concatenate([norms.reshape(*lp.shape, -1), lp[..., None]], axis=-1)
     energy = stats["energy"].to_numpy().astype(np.float64)
     return Diagnosis(
-        table=table,
+        numbers=np.concatenate([by_pieces(_judged, x, which) for x, which in parts], axis=1),
+        shape=(steps, patterns, outputs),
         divergences=tuple(int(n) for n in stats["diverging"].sum("draw")),
         tree_depth_hits=_tree_depth_hits(draws, stats),
         e_bfmi=tuple(_bfmi(e) for e in energy),
@@ -157,50 +191,22 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
     )
 
 
-def gauge_fixed(draws: xr.DataTree) -> tuple[Floats, Floats, float]:
+def gauge_fixed(draws: xr.DataTree) -> tuple[NDArray[Any], Floats, float]:
     """Kernels and outputs with signs brought to those of the mean, and the share of draws flipped."""
     kernel, output = kernel_and_output(draws)
     usable = np.isfinite(kernel).all(axis=(2, 3, 4, 5))
     if not usable.any():
         return kernel, output, 0.0
-    free, reference = symmetry(draws), kernel[usable][-1]
+    held = usable[..., None, None, None, None]
+    free, reference = symmetry(draws), kernel[tuple(np.argwhere(usable)[-1])].astype(np.float64)
     for _ in range(2):  # the mean of aligned draws is a better reference than one draw
-        reference = aligned(kernel, output, reference, free)[0][usable].mean(0)
+        reference = aligned(kernel, output, reference, free)[0].mean((0, 1), np.float64, where=held)
     return aligned(kernel, output, reference, free)
 
 
-def _columns(kernel: Floats, output: Floats, lp: Floats, norms: Floats) -> dict[str, Floats]:
-    steps, patterns = kernel.shape[2:4]
-    columns = {"lp": lp}
-    for t in range(steps):
-        for s in range(t, steps):
-            columns[f"norm[{t + 1},{s + 1}]"] = norms[:, :, t, s]
-            for a in range(patterns):
-                for b in range(a if s == t else 0, patterns):
-                    columns[f"kernel[{t + 1},{a},{s + 1},{b}]"] = kernel[:, :, t, a, s, b]
-    for t, a, o in np.ndindex(*output.shape[2:]):
-        columns[f"output[{t + 1},{a},{o}]"] = output[:, :, t, a, o]
-    return columns
-
-
-def _summary(columns: dict[str, Floats]) -> pd.DataFrame:
-    names = list(columns)
-    values = np.stack([columns[name] for name in names], axis=-1)
-    data = xr.Dataset({"x": (("chain", "draw", "quantity"), values)})
+def _judged(x: Floats) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
-        numbers = {
-            "mean": values.mean((0, 1)),
-            "std": values.std((0, 1)),
-            "mcse": az.mcse(data, method="mean")["x"].to_numpy(),
-            "ess_bulk": az.ess(data, method="bulk")["x"].to_numpy(),
-            "ess_tail": az.ess(data, method="tail")["x"].to_numpy(),
-            "r_hat": az.rhat(data, method="rank")["x"].to_numpy(),
-        }
-    # What is constant over all chains is known, not badly sampled.
-    constant = np.ptp(values, axis=(0, 1)) == 0
-    for name, value in {"mcse": 0.0, "ess_bulk": np.inf, "ess_tail": np.inf, "r_hat": 1.0}.items():
-        numbers[name] = np.where(constant, value, numbers[name])
-    return pd.DataFrame(numbers, index=pd.Index(names, name="quantity"))
+        return np.concatenate([moments(x)[:3], trust(x)])
 
 
 def _tree_depth_hits(draws: xr.DataTree, stats: xr.Dataset) -> tuple[int, ...]:

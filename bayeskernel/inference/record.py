@@ -118,11 +118,10 @@ def symmetry(draws: xr.DataTree) -> SignSymmetry:
     )
 
 
-def kernel_and_output(draws: xr.DataTree) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Kernels (chain, draw, T,P,T,P) and outputs (chain, draw, T,P,O) in double precision."""
-    posterior = draws["posterior"]
-    kernel, output = (posterior[x].to_numpy().astype(np.float64) for x in ("kernel", "output"))
-    return kernel, output
+def kernel_and_output(draws: xr.DataTree) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Kernels (chain, draw, T,P,T,P) as stored and outputs (chain, draw, T,P,O) in double precision."""
+    kernel, output = (draws["posterior"][name].to_numpy() for name in ("kernel", "output"))
+    return kernel, output.astype(np.float64)
 
 
 def seed_data(rng_key: jax.Array) -> list[int]:

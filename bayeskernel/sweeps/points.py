@@ -16,11 +16,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from bayeskernel.compare import mean_and_error
 from bayeskernel.errors import BayesKernelError
 from bayeskernel.gauge import aligned, canonical, sign_symmetry
+from bayeskernel.inference.convergence import kernel_moments, mean_and_error
 from bayeskernel.inference.diagnose import diagnose, gauge_fixed
-from bayeskernel.inference.record import SITES, kernel_and_output
+from bayeskernel.inference.record import kernel_and_output
 from bayeskernel.inference.run import sample
 from bayeskernel.inference.storage import StorageError, check_seal, read_arrays, write_arrays
 from bayeskernel.meanfield.fluctuations import FluctuationError
@@ -101,15 +101,15 @@ class SampleJob(NamedTuple):
         key = jax.random.wrap_key_data(jax.numpy.asarray(self.key))
         draws = sample(key, self.network, self.task, **self.options, progress=False)
         kernel, output = self._aligned(draws)
-        mean, error, ess = mean_and_error(kernel, SITES)
-        f, f_error, _ = mean_and_error(output, ("step", "pattern", "output_unit"))
+        mean, std, error, ess = kernel_moments(kernel)
+        f, f_error, _ = mean_and_error(output)
         verdict = diagnose(draws)
         write(
             self.file,
             {
                 "kernel": mean,
                 "kernel_error": error,
-                "kernel_std": kernel.std((0, 1)),
+                "kernel_std": std,
                 "output": f,
                 "output_error": f_error,
                 "ess": np.array(ess.min()),
@@ -126,7 +126,7 @@ class SampleJob(NamedTuple):
         reference = known.get("kernel")
         if reference is None:
             kernel, output, _ = gauge_fixed(draws)
-            reference = canonical(kernel.mean((0, 1)), symmetry)
+            reference = canonical(kernel.mean((0, 1), np.float64), symmetry)
         return aligned(kernel, output, reference, symmetry)[:2]
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import norm
 
 import bayeskernel as bk
-from bayeskernel.compare import mean_and_error
+from bayeskernel.inference.convergence import mean_and_error
 from tests.data import references
 
 FALSE_ALARM = 1e-4
@@ -47,8 +47,8 @@ def test_samples_have_the_law_of_the_reference(name, space):
     )  # fmt: skip
     values = references.entries(draws, network, task)
     quartiles = np.quantile(reference, [0.25, 0.5, 0.75], axis=(0, 1))
-    mean, error, ess = mean_and_error(features(values, quartiles), ("entry",))
-    expected, expected_error, _ = mean_and_error(features(reference, quartiles), ("entry",))
+    mean, error, ess = mean_and_error(features(values, quartiles))
+    expected, expected_error, _ = mean_and_error(features(reference, quartiles))
     assert ess.min() > 400
     z = (mean - expected) / np.hypot(error, expected_error)
     assert np.abs(z).max() < norm.isf(FALSE_ALARM / 2 / z.size)
