@@ -11,6 +11,7 @@ predicts (docs/theory, "Fluctuations"; estimated from the draws where theory has
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -38,6 +39,8 @@ ENOUGH_DRAWS = 100
 FALSE_ALARM = 1e-4
 # Above this ratio of kernel size to width, corrections beyond the leading one matter.
 _NARROW = 0.25
+# Sites up to which theory is asked for standard deviations, which takes half a minute there.
+_SPREAD = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +60,8 @@ class Comparison:
     finite_width
         Size of the 1/N shift of each entry, same shape.
     theory_std
-        Posterior standard deviation at this width from theory, same shape; NaN where theory has none.
+        Posterior standard deviation at this width from theory, same shape; NaN where theory has none and, for it
+        takes minutes, beyond 256 sites: see `MeanField.kernel_std`.
     z
         z scores, same shape.
     output, output_mcse
@@ -253,10 +257,10 @@ def _finite_width(theory: MeanField, spread: Floats) -> tuple[Floats, Floats]:
     variance over the size of the entry's diagonal, which is of order 1/N as the shift is.
     """
     variance = spread**2
-    try:
-        std = theory.kernel_std()
-    except FluctuationError:
-        std = np.full_like(variance, np.nan)
+    std = np.full_like(variance, np.nan)
+    if variance.shape[0] * variance.shape[1] <= _SPREAD:
+        with suppress(FluctuationError):
+            std = theory.kernel_std()
     try:
         return std, np.abs(theory.kernel_shift())
     except FluctuationError:

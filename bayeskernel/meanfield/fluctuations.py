@@ -42,6 +42,8 @@ Floats = NDArray[np.float64]
 
 # Up to so many coordinates, a kernel of rank 64, all directions are taken.
 MOST_COORDINATES = 64 * 65 // 2
+# And, as every coordinate costs products of matrices of all sites, up to so many sites.
+_MOST_SITES = 256
 # Random directions beyond: what data change of variances is known to about a fifth. Accuracy and number of products of a solve.
 _PROBES, _SOLVED, _PRODUCTS = 48, 1e-2, 200
 # Displacement for second differences of the gradient, in standard deviations of one unit.
@@ -99,7 +101,8 @@ class Fluctuations:
         self._saddle, self._problem = solution.saddle, solution.saddle.problem
         self._outputs = _Outputs(self._saddle.point.C, self._problem)
         self._within = within_groups(self._saddle.point)
-        self._dense = self._saddle.size <= MOST_COORDINATES
+        few = self._saddle.size <= MOST_COORDINATES
+        self._dense = few and self._problem.size <= _MOST_SITES
         if self._dense:
             self._followed, reduced = self._saddle.dense()
             self._values, self._vectors = np.linalg.eigh(reduced)
@@ -119,7 +122,8 @@ class Fluctuations:
         """Shifts of the means; FluctuationError beyond a kernel of rank 64."""
         if not self._dense or any(isinstance(n, Crowd) for n in self._saddle.point.nodes):
             raise FluctuationError(
-                f"shifts need at most {MOST_COORDINATES} coordinates, here are {self._saddle.size}"
+                f"shifts need at most {MOST_COORDINATES} coordinates and {_MOST_SITES} sites, "
+                f"here are {self._saddle.size} and {self._problem.size}"
             )
         kernel = self._drift()
         output = self._outputs.slope(kernel)
