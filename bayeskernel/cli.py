@@ -393,7 +393,7 @@ def _summary(cmp: Comparison) -> dict[str, Any]:
         "largest_z": cmp.largest_z,
         "z_limit": cmp.threshold,
         "frobenius_error": cmp.frobenius_error,
-        "smallest_ess": float(cmp.ess.min()),
+        "smallest_ess": cmp.smallest_ess,
         "coherence_sampled": sampled,
         "coherence_theory": theory,
         "theory": _theory_summary(cmp.theory),

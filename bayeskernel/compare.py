@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -111,7 +111,10 @@ class Comparison:
         Norms of sampled and theory's block and of their difference, largest and root mean square z, fewest effective draws.
         """
         across = (1, 3)
-        norm = partial(np.linalg.norm, axis=across)
+
+        def norm(kernel: Floats) -> Floats:
+            return np.sqrt(np.sum(kernel**2, axis=across))
+
         columns = {
             "sampled": norm(self.kernel),
             "theory": norm(self.theory.kernel),
@@ -134,6 +137,11 @@ class Comparison:
     def largest_z(self) -> float:
         """Largest absolute z."""
         return float(np.abs(self.z).max())
+
+    @property
+    def smallest_ess(self) -> float:
+        """Fewest effective draws of any entry."""
+        return float(np.min(self.ess))
 
     @property
     def _columns(self) -> dict[str, Floats]:
@@ -162,14 +170,14 @@ class Comparison:
         """Whether every entry agrees, with converged theory and enough effective draws."""
         return (
             self.theory.converged
-            and self.ess.min() >= ENOUGH_DRAWS
+            and self.smallest_ess >= ENOUGH_DRAWS
             and self.largest_z <= self.threshold
         )
 
     @property
     def verdict(self) -> str:
         """The outcome in one sentence."""
-        worst, ess = self.largest_z, self.ess.min()
+        worst, ess = self.largest_z, self.smallest_ess
         if not self.theory.converged:
             return f"Inconclusive: the theory did not converge ({self.theory.result})."
         if not ess >= ENOUGH_DRAWS:

@@ -232,7 +232,7 @@ def _chains(name: str, cmp: Comparison) -> str:
         ("log density", plot_ranks(lp), "Rank plot of the log density"),
         (
             f"kernel entry {worst}, of fewest effective draws",
-            plot_ranks(kernel[(..., *site)]),
+            plot_ranks(kernel[:, :, site[0], site[1], site[2], site[3]]),
             "Rank plot of the kernel entry of fewest effective draws",
         ),
     ]
@@ -321,7 +321,7 @@ def _facts(name: str, cmp: Comparison) -> str:
     stats = cmp.draws["sample_stats"]
     sampling = {
         "divergences": int(stats["diverging"].sum()),
-        "smallest_ess": float(cmp.ess.min()),
+        "smallest_ess": cmp.smallest_ess,
         "draws_with_flipped_signs": cmp.flipped,
     }
     facts = html.escape(json.dumps({**attrs, "sampling": sampling, "theory": theory}, indent=2))

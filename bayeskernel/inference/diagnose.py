@@ -137,7 +137,7 @@ class Diagnosis:
     def verdict(self) -> str:
         """The outcome in words."""
         if self.ok:
-            worst, ess = np.nanmax(self._column("r_hat")), self._column("ess_bulk").min()
+            worst, ess = np.nanmax(self._column("r_hat")), np.min(self._column("ess_bulk"))
             return f"Passed: largest R-hat {worst:.3f}, {ess:.0f} effective draws at least."
         return "Failed: " + "; ".join(self.reasons) + "."
 

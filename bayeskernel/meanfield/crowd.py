@@ -77,12 +77,12 @@ class Crowd:
         z, step, moments = _sweep(
             self.sites.phi, self.z, root, jnp.asarray(Ct, jnp.float32), key, self.step
         )
-        own = _Moments(*(np.asarray(value, np.float64) for value in moments))
+        own = _Moments(*(np.asarray(value, np.float64) for value in moments))  # type: ignore[arg-type]
         even = self.sites.parity == 0 if symmetric else np.ones_like(self.sites.parity, bool)
         Y = np.diag(own.slope) + own.pulled
         B = own.slopes * Ct + own.pulls + np.diag(own.bend)
-        kept = (np.where(even, moment, 0.0) for moment in (own.C, Y, (B + B.T) / 2))
-        return Crowd(self.sites, z, step), Averages(*kept, own.mean)
+        kept = [np.where(even, moment, 0.0) for moment in (own.C, Y, (B + B.T) / 2)]
+        return Crowd(self.sites, z, step), Averages(kept[0], kept[1], kept[2], np.asarray(own.mean))
 
     def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
         """Some of the particles, (count, n)."""

@@ -15,6 +15,7 @@ so eliminating Ct leaves the reduced Hessian F_xx + E^T E, whose lowest eigenval
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -101,7 +102,8 @@ class Saddle:
                 nodes.law(self.K[block], point.Ct[block], symmetric=point.symmetric)
                 for nodes, block in zip(point.nodes, self._blocks, strict=True)
             )
-        self.laws, self._averages = laws, averages or laws
+        self.laws = laws
+        self._averages: Sequence[Law | Averages] = averages or laws
         self._ends = np.cumsum([0, *(law.size for law in laws)])
         self.slope = self.gathered(point.Ct - self.conjugate)
         self.mismatch = self.whitened(point.C - self.average)
