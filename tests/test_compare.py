@@ -248,3 +248,26 @@ def test_the_module_is_the_command_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert "width: expected an integer >= 1, got 0" in done.stderr
+
+
+def test_blocks_sum_up_the_table(theory):
+    cmp = bk.compare(fake_draws(theory), theory)
+    for (t, s), row in cmp.blocks.iterrows():
+        entries = cmp.table.xs((t, s), level=("step", "other_step"))
+        assert row["largest_z"] == pytest.approx(entries["z"].abs().max())
+        assert row["smallest_ess"] == entries["ess"].min()
+        assert row["difference"] == pytest.approx(
+            np.linalg.norm(entries["sampled"] - entries["theory"])
+        )
+    assert len(cmp.blocks) == 6
+    assert cmp.largest_z == cmp.table["z"].abs().max()
+    assert cmp.entries == len(cmp.table)
+
+
+def test_long_tables_stay_out_of_the_report(theory, tmp_path, monkeypatch):
+    cmp = bk.compare(fake_draws(theory), theory)
+    monkeypatch.setattr(sys.modules["bayeskernel.report"], "_MOST_ROWS", 5)
+    text = bk.report(cmp, tmp_path / "report.html").read_text()
+    assert "comparison.table" in text
+    assert "Every kernel entry" not in text
+    assert "5 of 16 quantities" in text
