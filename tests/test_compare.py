@@ -1,5 +1,6 @@
 """Comparison, plots, report and command line on one quick run."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -266,7 +267,9 @@ def test_blocks_sum_up_the_table(theory):
 
 def test_long_tables_stay_out_of_the_report(theory, tmp_path, monkeypatch):
     cmp = bk.compare(fake_draws(theory), theory)
-    monkeypatch.setattr(sys.modules["bayeskernel.report"], "_MOST_ROWS", 5)
+    module = importlib.import_module("bayeskernel.report")
+    monkeypatch.setattr(module, "_MOST_ROWS", 5)
+    monkeypatch.setattr(module, "_FIRST_ROWS", 3)
     text = bk.report(cmp, tmp_path / "report.html").read_text()
     assert "comparison.table" in text
     assert "Every kernel entry" not in text
