@@ -100,9 +100,18 @@ class Comparison:
             [first // patterns + 1, first % patterns, second // patterns + 1, second % patterns],
             names=["step", "pattern", "other_step", "other_pattern"],
         )
+        columns = {
+            "sampled": self.kernel,
+            "mcse": self.mcse,
+            "ess": self.ess,
+            "theory": self.theory.kernel,
+            "theory_std": self.theory_std,
+            "finite_width": self.finite_width,
+            "z": self.z,
+        }
         square = (steps * patterns, steps * patterns)
-        columns = {name: v.reshape(square)[first, second] for name, v in self._columns.items()}
-        return pd.DataFrame(columns, index=index)
+        entries = {name: v.reshape(square)[first, second] for name, v in columns.items()}
+        return pd.DataFrame(entries, index=index)
 
     @cached_property
     def blocks(self) -> pd.DataFrame:
@@ -142,18 +151,6 @@ class Comparison:
     def smallest_ess(self) -> float:
         """Fewest effective draws of any entry."""
         return float(np.min(self.ess))
-
-    @property
-    def _columns(self) -> dict[str, Floats]:
-        return {
-            "sampled": self.kernel,
-            "mcse": self.mcse,
-            "ess": self.ess,
-            "theory": self.theory.kernel,
-            "theory_std": self.theory_std,
-            "finite_width": self.finite_width,
-            "z": self.z,
-        }
 
     @property
     def coherence(self) -> tuple[Floats, Floats]:

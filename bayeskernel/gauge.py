@@ -104,8 +104,8 @@ def align(
     kernel_signs, output_signs = symmetry.elements()
     # <C_s, R> = s^T B s with B[t,s] the overlap of the two blocks.
     overlap = np.einsum("...tasb,tasb->...ts", kernel, reference, optimize=True)
-    # What is not a number keeps its signs.
     score = np.einsum("gt,...ts,gs->...g", kernel_signs, overlap, kernel_signs, optimize=True)
+    # Among scores that are not numbers the first is chosen, the identity.
     best = np.argmax(score, axis=-1)
     return kernel_signs[best], output_signs[best]
 

@@ -41,10 +41,9 @@ def distinct(size: int) -> NDArray[np.int64]:
 def kernel_moments(kernel: NDArray[np.floating]) -> Floats:
     """`moments` of every entry of kernels (chain, draw, T, P, T, P), shape (4, T, P, T, P)."""
     shape, size = kernel.shape[2:], kernel.shape[2] * kernel.shape[3]
-    out = np.empty((4, size, size))
-    own = by_pieces(moments, kernel, distinct(size))
-    first, second = np.triu_indices(size)
-    out[:, first, second] = out[:, second, first] = own
+    entries, out = distinct(size), np.empty((4, size, size))
+    first, second = np.divmod(entries, size)
+    out[:, first, second] = out[:, second, first] = by_pieces(moments, kernel, entries)
     return out.reshape(4, *shape)
 
 

@@ -26,6 +26,7 @@ from bayeskernel.gauge import canonical_signs
 from bayeskernel.meanfield.branches import Solution
 from bayeskernel.meanfield.laws import Averages, Law
 from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
+from bayeskernel.meanfield.particles import transitions
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
 from bayeskernel.meanfield.sites import Sites, groups
@@ -35,8 +36,8 @@ Floats = NDArray[np.float64]
 
 # Entries of C of a group up to which weighted particles answer for themselves (see `particles`); particles beyond.
 _MOST_STATISTICS, _PARTICLES = 300, 8192
-# Transitions of a sweep, kicks of one, and how long its trajectory may be: three eighths of the prior's period.
-_TRANSITIONS, _KICKS, _LONGEST = 2, 6, 0.75 * np.pi
+# Transitions of a sweep, and kicks of one.
+_TRANSITIONS, _KICKS = 2, 6
 # Sweeps while the signal is raised, most on the way, the share by which a step may change any direction of C; steps above this
 # multiple of the shortest no longer bring the point closer.
 _RAISED, _APPROACH, _STRONGEST, _CLOSER = 24, 80, 0.3, 0.8
@@ -175,11 +176,8 @@ class CrowdSearch(NamedTuple):
 
     def _swept(self, point: Point) -> tuple[Point, tuple[Averages, ...]]:
         """The point after a sweep of its particles, and averages over them."""
-        K, crowds, averages = (
-            self.problem.preactivation_kernel(point.C),
-            list[Any](),
-            list[Averages](),
-        )
+        K = self.problem.preactivation_kernel(point.C)
+        crowds, averages = list[Any](), list[Averages]()
         for crowd in point.nodes:
             assert isinstance(crowd, Crowd)
             block, key = crowd.sites.block, jax.random.key(int(self.rng.integers(2**31)))
@@ -191,10 +189,8 @@ class CrowdSearch(NamedTuple):
     def _stepped(self, state: _State, radius: float) -> _State:
         """A sweep, and a share of the step of Newton's method that its averages ask for."""
         point, averages = self._swept(state.point)
-        smooth = averages
-        if state.smooth:
-            pairs = zip(state.smooth, averages, strict=True)
-            smooth = tuple(own.blended(new, _GAIN) for own, new in pairs)
+        pairs = zip(state.smooth or averages, averages, strict=True)
+        smooth = tuple(own.blended(new, _GAIN) for own, new in pairs)
         laws = tuple(own.law for own in smooth)
         saddle = Saddle(self.problem, point, laws, averages)
         x, _, _ = steihaug(saddle.product, saddle.reduced_slope, radius)
@@ -352,38 +348,8 @@ def _from_prior(sites: Sites, rng: np.random.Generator) -> Crowd:
 def _sweep(
     phi: Activation, z: jax.Array, root: jax.Array, Ct: jax.Array, key: jax.Array, step: jax.Array
 ) -> tuple[jax.Array, jax.Array, _Moments]:
-    """Transitions that leave q unchanged, kicks by the tilt and exact rotations; then averages."""
-
-    def tilted(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        h = z @ root.T
-        activity, slope = jax.jvp(phi.function, (h,), (jnp.ones_like(h),))
-        pulled = activity @ Ct
-        return jnp.sum(pulled * activity, axis=-1) / 2, (slope * pulled) @ root
-
-    def transition(_: int, carry: Any) -> Any:
-        z, value, pull, key, step = carry
-        key, key_p, key_length, key_accept = jax.random.split(key, 4)
-        p = jax.random.normal(key_p, z.shape, z.dtype)
-        angle = step * jax.random.uniform(key_length, (len(z), 1), z.dtype, 0.6, 1.4)
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
-
-        def kick(_: int, state: Any) -> Any:
-            z, p, _value, pull = state
-            p = p + angle / 2 * pull
-            z, p = cos * z + sin * p, cos * p - sin * z
-            value, pull = tilted(z)
-            return z, p + angle / 2 * pull, value, pull
-
-        new, q, new_value, new_pull = jax.lax.fori_loop(0, _KICKS, kick, (z, p, value, pull))
-        change = new_value - value + jnp.sum(z**2 + p**2 - new**2 - q**2, axis=-1) / 2
-        probability = jnp.exp(jnp.minimum(jnp.nan_to_num(change, nan=-jnp.inf), 0))
-        accept = jax.random.uniform(key_accept, probability.shape, z.dtype) < probability
-        step = jnp.clip(step * jnp.exp(jnp.mean(probability) - 0.8), 1e-4, _LONGEST / _KICKS)
-        z, pull = (jnp.where(accept[:, None], a, b) for a, b in ((new, z), (new_pull, pull)))
-        return z, jnp.where(accept, new_value, value), pull, key, step.astype(z.dtype)
-
-    start = (z, *tilted(z), key, step)
-    z, _, _, _, step = jax.lax.fori_loop(0, _TRANSITIONS, transition, start)
+    """Transitions of the particles, then averages over them."""
+    z, step = transitions(phi, z, root, Ct, key, step, _TRANSITIONS, _KICKS)
     return z, step, _moments(phi, z @ root.T, Ct)
 
 

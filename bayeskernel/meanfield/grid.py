@@ -58,7 +58,7 @@ class Grid(Drawn):
         log_density = self._log_volume + tilt(self._phi, Ct) - np.sum(w**2, axis=1) / 2
         log_density -= np.sum(np.log(np.diag(factor))) + r / 2 * np.log(2 * np.pi)
         log_normaliser = float(logsumexp(log_density))
-        keep = log_density > log_density.max() + np.log(_NEGLIGIBLE)
+        keep = log_density > np.max(log_density) + np.log(_NEGLIGIBLE)
         weights, w = np.exp(log_density[keep] - log_normaliser), w[keep]
         second_moment = (w * weights[:, None]).T @ w
         statistics = Statistics(

@@ -234,7 +234,24 @@ def _bucket(size: int) -> int:
 def _transitions(
     phi: Activation, z: jax.Array, root: jax.Array, Ct: jax.Array, key: jax.Array, count: int
 ) -> jax.Array:
-    """Kicks by the tilt, exact rotations of the Gaussian part."""
+    """Z after transitions whose step is found on the way."""
+    return transitions(phi, z, root, Ct, key, jnp.asarray(0.1, z.dtype), count, _KICKS)[0]
+
+
+def transitions(
+    phi: Activation,
+    z: jax.Array,
+    root: jax.Array,
+    Ct: jax.Array,
+    key: jax.Array,
+    step: jax.Array,
+    count: int | jax.Array,
+    kicks: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Z (M, r), h = root z, and the step, after Hamiltonian transitions that leave q unchanged.
+
+    So many kicks by the tilt in each, exact rotations of the Gaussian part.
+    """
 
     def tilted(z: jax.Array) -> tuple[jax.Array, jax.Array]:
         h = z @ root.T
@@ -256,14 +273,14 @@ def _transitions(
             value, pull = tilted(z)
             return z, p + angle / 2 * pull, value, pull
 
-        new, q, new_value, new_pull = jax.lax.fori_loop(0, _KICKS, kick, (z, p, value, pull))
+        new, q, new_value, new_pull = jax.lax.fori_loop(0, kicks, kick, (z, p, value, pull))
         change = new_value - value + jnp.sum(z**2 + p**2 - new**2 - q**2, axis=-1) / 2
         probability = jnp.exp(jnp.minimum(jnp.nan_to_num(change, nan=-jnp.inf), 0))
         accept = jax.random.uniform(key_accept, probability.shape, z.dtype) < probability
         # Shared by all particles, so a step answers to their mean, which one particle hardly moves.
-        step = jnp.clip(step * jnp.exp(jnp.mean(probability) - 0.8), 1e-4, _LONGEST / _KICKS)
+        step = jnp.clip(step * jnp.exp(jnp.mean(probability) - 0.8), 1e-4, _LONGEST / kicks)
         z, pull = (jnp.where(accept[:, None], a, b) for a, b in ((new, z), (new_pull, pull)))
         return z, jnp.where(accept, new_value, value), pull, key, step.astype(z.dtype)
 
-    start = (z, *tilted(z), key, jnp.asarray(0.1, z.dtype))
-    return jax.lax.fori_loop(0, count, transition, start)[0]
+    z, _, _, _, step = jax.lax.fori_loop(0, count, transition, (z, *tilted(z), key, step))
+    return z, step

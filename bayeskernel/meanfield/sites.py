@@ -96,15 +96,6 @@ class Sites(NamedTuple):
         """Index of the group's block in (d, d) matrices."""
         return np.ix_(self.members, self.members)
 
-    def definite(self, K: Floats) -> bool:
-        """Whether K, (d, d), is positive definite at the pivots."""
-        pivots = self.members[self.pivots]
-        try:
-            np.linalg.cholesky(K[np.ix_(pivots, pivots)])
-        except np.linalg.LinAlgError:
-            return False
-        return True
-
     def completed(self) -> Sites:
         """The same with all entries solved for."""
         return self._replace(entries=every_entry(len(self.members)))
