@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -95,8 +96,10 @@ def test_what_is_there_is_not_computed_again_and_what_is_damaged_is(swept):
 
 
 @pytest.mark.long
-def test_a_larger_grid_adds_to_a_smaller_one(swept):
-    data, folder = swept
+def test_a_larger_grid_adds_to_a_smaller_one(swept, tmp_path):
+    data, smaller = swept
+    # Tests run in any order, and a folder keeps what was added to it.
+    folder = shutil.copytree(smaller, tmp_path / "out")
     before = files(folder)
     larger = GRID | {"signal": [1.0, 2.0, 4.5]}
     more = bk.sweep(NET, TASK, larger, sample=QUICK, out=folder)
