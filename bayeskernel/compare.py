@@ -39,7 +39,7 @@ ENOUGH_DRAWS = 100
 FALSE_ALARM = 1e-4
 # Above this ratio of kernel size to width, corrections beyond the leading one matter.
 _NARROW = 0.25
-# Sites up to which theory is asked for standard deviations, which takes half a minute there.
+# Sites up to which theory is asked for standard deviations: seconds there, more than a minute at a thousand.
 _SPREAD = 256
 
 
@@ -60,8 +60,8 @@ class Comparison:
     finite_width
         Size of the 1/N shift of each entry, same shape.
     theory_std
-        Posterior standard deviation at this width from theory, same shape; NaN where theory has none and, for it
-        takes minutes, beyond 256 sites: see `MeanField.kernel_std`.
+        Posterior standard deviation at this width from theory, same shape; NaN where theory has none and, for
+        the time it takes, beyond 256 sites: see `MeanField.kernel_std`.
     z
         z scores, same shape.
     output, output_mcse
