@@ -214,7 +214,8 @@ def _run_chain(
         n = min(chunk, (num_warmup if warming_up else total) - done)
         began = time.perf_counter()
         state, buffer = sampler.advance(state, data, n)
-        rows = {name: np.asarray(values)[:n] for name, values in buffer.items()}
+        # Copies: a view of few rows would keep the whole buffer.
+        rows = {name: np.asarray(values)[:n].copy() for name, values in buffer.items()}
         per_draw = (time.perf_counter() - began) / n
         chunk = int(np.clip(_CHUNK_SECONDS / per_draw, 1, _CHUNK))
         done += n

@@ -1,6 +1,7 @@
 """How chains are run."""
 
 import jax
+import numpy as np
 import pytest
 
 import bayeskernel as bk
@@ -21,3 +22,24 @@ def test_a_shape_is_compiled_once(space, algorithm, table1_task):
         first = jax.eval_shape(sampler.start, jax.random.key(0), chosen.data)
         later, _ = jax.eval_shape(sampler.advance, first, chosen.data, 1)
     assert jax.tree.map(str, first) == jax.tree.map(str, later)
+
+
+def test_draws_hold_no_more_memory_than_they_need(monkeypatch, table1_task):
+    """Slow transitions come one by one, out of buffers made for many."""
+    monkeypatch.setattr(chains, "_CHUNK_SECONDS", 0.0)
+    parts = []
+
+    def joined(rows):
+        parts.extend(rows)
+        return original(rows)
+
+    original = chains._joined
+    monkeypatch.setattr(chains, "_joined", joined)
+    bk.sample(
+        jax.random.key(0), bk.Network(8, "linear"), table1_task,
+        num_warmup=2, num_samples=5, num_chains=1, progress=False,
+    )  # fmt: skip
+    assert len(parts) == 5
+    for values in (values for part in parts for values in part.values()):
+        assert values.base is None
+        assert np.shape(values)[0] == 1
