@@ -219,7 +219,10 @@ class MeanField:
         C, Ct, h = extension.C.mean(0), np.zeros((joint.size, joint.size)), extension.h
         Ct[np.ix_(old, old)] = saddle.point.Ct
         start = extended_point(joint, C, Ct, h, symmetric=saddle.point.symmetric)
-        solution = Search(joint, _EXTENDED, np.random.default_rng(_SEED)).solution(start)
+        search = Search(joint, _EXTENDED, np.random.default_rng(_SEED))
+        # Numbers out of range end in a status.
+        with np.errstate(all="ignore"):
+            solution = search.solution(start)
         if solution.status is not Status.CONVERGED:
             raise FluctuationError(f"all patterns together: {solution.status}")
         return solution

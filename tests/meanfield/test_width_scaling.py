@@ -29,7 +29,7 @@ CASES = {
     "erf, tied, below": ("erf", "tied", ENDPOINT.scaled(1.0), 0.1),
     "erf, tied, above": ("erf", "tied", ENDPOINT.scaled(2.5), 0.1),
     "erf, untied": ("erf", "untied", ENDPOINT.scaled(2.5), 0.1),
-    "erf, half-tied, above": ("erf", [0, 1, 1], ENDPOINT.scaled(2.5), 0.1),
+    "erf, half-tied, above": ("erf", [0, 0, 1, 1], bk.tasks.endpoint([[1.0]], [2.5], 4), 0.1),
     "tanh, half-tied": ("tanh", [0, 0, 1], ENDPOINT.scaled(2.0), 0.1),
     "relu, tied": ("relu", "tied", ENDPOINT.scaled(2.0), 0.5),
     "relu, untied": ("relu", "untied", ENDPOINT.scaled(2.0), 0.5),
