@@ -28,6 +28,7 @@ Floats = NDArray[np.float64]
 # them negative by that of double precision, or of single.
 _NULL = 1e-9
 _SINGLE = 1e-6
+# Variances below this have few digits left, and are none.
 _VANISHING = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
 # Least share of a direction of C that a step leaves.
 _LEAST = 0.05
@@ -263,8 +264,8 @@ class Gaussian:
 
 def _root(C: Floats, rounding: float) -> tuple[Floats, Floats]:
     """(r, r^-1) with C = r r^T on its range; LinAlgError where C is not positive semi-definite."""
-    # Variances with few digits left, in the denormal range, are none.
-    scale = np.sqrt(np.where(np.diag(C) > _VANISHING, np.diag(C), 0.0))
+    size = np.abs(np.diag(C))
+    scale = np.sqrt(np.where(size > _VANISHING, size, 0.0))
     inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     values, vectors = np.linalg.eigh(inverse_scale[:, None] * C * inverse_scale)
     if not np.all(values > -rounding * len(C)):

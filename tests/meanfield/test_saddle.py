@@ -5,7 +5,7 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.meanfield.grid import Grid, matched
-from bayeskernel.meanfield.laws import Gaussian
+from bayeskernel.meanfield.laws import Gaussian, Wick
 from bayeskernel.meanfield.particles import Particles, from_prior
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.saddle import Point, Saddle
@@ -107,3 +107,19 @@ def test_classes_of_nodes_are_chosen_by_activation_and_size():
     assert kinds("linear", long) == {Gaussian}
     assert kinds("erf", long) == {Particles}
     assert kinds("erf", long, "untied") == {Grid}
+
+
+def test_variances_in_the_denormal_range_are_none_and_negative_ones_are_refused():
+    K = np.diag([1.0, 1e-321])
+    K[0, 1] = K[1, 0] = 1e-160  # a correlation far above one, from digits that are not there
+    law = Wick(0.0, K, np.eye(2), np.zeros((2, 2)))
+    assert law.size == 1
+    with pytest.raises(np.linalg.LinAlgError):
+        Wick(0.0, np.diag([1.0, -0.1]), np.eye(2), np.zeros((2, 2)))
+
+
+def test_inputs_in_the_denormal_range_are_solved_for():
+    e = 3.6e-161
+    inputs = np.array([[[0.0, e], [e, 1.0]], [[e, e], [e, e]]])
+    task = bk.Task(inputs, np.array([[[np.nan]] * 2, [[0.0]] * 2]))
+    assert bk.solve(bk.Network(8, "linear", noise=1e-50), task).converged
