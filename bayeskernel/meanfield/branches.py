@@ -104,7 +104,9 @@ class Search(NamedTuple):
         small = self.problem.size <= _SEARCHED and not best.start.random
         searchable = self._driven and (unbroken or small)
         if every_branch and searchable and best.status is Status.CONVERGED:
-            above = self._scaled(_STRONG_SIGNAL)._roughly(best.start)
+            # Noise of particles alone would leave a symmetric start in any direction.
+            leant = _leant(Saddle(self.problem, best.start))[1][0]
+            above = self._scaled(_STRONG_SIGNAL)._roughly(leant)
             if above is not None:
                 kept = self._descended([above], kept)
         return [self._canonical(solution) for solution in kept]
@@ -274,9 +276,13 @@ def _refined(saddle: Saddle, rng: np.random.Generator) -> Point:
 
 def _beside(saddle: Saddle) -> list[Point]:
     """Points beside a saddle along its unstable direction; none where it is stable."""
+    curvature, points = _leant(saddle)
+    return points if curvature < -2 * FLAT else []
+
+
+def _leant(saddle: Saddle) -> tuple[float, list[Point]]:
+    """The lowest curvature, and points beside along its direction."""
     curvature, x = lowest_curvature(saddle)
-    if curvature >= -2 * FLAT:
-        return []
     point, problem = saddle.point, saddle.problem
     dC, dCt = _PUSH * saddle.spread(x), _PUSH * saddle.tilt(saddle.followed(x))
     odd = np.where(np.asarray(problem.over_sites(problem.even)), 0.0, dC)
@@ -284,6 +290,6 @@ def _beside(saddle: Saddle) -> list[Point]:
     kept = point.symmetric and not breaks
     # Where a symmetry breaks, both ways are mirror images.
     signs = (1.0,) if breaks else (1.0, -1.0)
-    return [
+    return curvature, [
         point._replace(C=point.C + s * dC, Ct=point.Ct + s * dCt, symmetric=kept) for s in signs
     ]
