@@ -105,10 +105,9 @@ class Search(NamedTuple):
         searchable = self._driven and (unbroken or small)
         if every_branch and searchable and best.status is Status.CONVERGED:
             # Noise of particles alone would leave a symmetric start in any direction.
-            leant = _leant(Saddle(self.problem, best.start))[1][0]
-            above = self._scaled(_STRONG_SIGNAL)._roughly(leant)
-            if above is not None:
-                kept = self._descended([above], kept)
+            leant = _leant(Saddle(self.problem, best.start))[1][:1]
+            above = [self._scaled(_STRONG_SIGNAL)._roughly(point) for point in leant]
+            kept = self._descended([point for point in above if point is not None], kept)
         return [self._canonical(solution) for solution in kept]
 
     def along(self, signals: Sequence[float]) -> Iterator[list[Solution]]:
@@ -281,7 +280,7 @@ def _beside(saddle: Saddle) -> list[Point]:
 
 
 def _leant(saddle: Saddle) -> tuple[float, list[Point]]:
-    """The lowest curvature, and points beside along its direction."""
+    """The lowest curvature, and points beside along its direction that lie in the domain of F."""
     curvature, x = lowest_curvature(saddle)
     point, problem = saddle.point, saddle.problem
     dC, dCt = _PUSH * saddle.spread(x), _PUSH * saddle.tilt(saddle.followed(x))
@@ -290,6 +289,16 @@ def _leant(saddle: Saddle) -> tuple[float, list[Point]]:
     kept = point.symmetric and not breaks
     # Where a symmetry breaks, both ways are mirror images.
     signs = (1.0,) if breaks else (1.0, -1.0)
-    return curvature, [
+    points = [
         point._replace(C=point.C + s * dC, Ct=point.Ct + s * dCt, symmetric=kept) for s in signs
     ]
+    return curvature, [point for point in points if _inside(problem, point)]
+
+
+def _inside(problem: Problem, point: Point) -> bool:
+    """Whether a point lies in the domain of F, as far as rounding errors let one tell."""
+    try:
+        Saddle(problem, point)
+    except np.linalg.LinAlgError:
+        return False
+    return True
