@@ -99,10 +99,10 @@ class Law(Protocol):
         """R^-1 times the answer of C to dK."""
 
     def carried_back(self, x: Floats) -> Floats:
-        """The answer of B to the tilt of x, adjoint of `carried`."""
+        """The answer of B to the tilt of x, adjoint of `carried`; where K answers to C."""
 
     def stiffened(self, dK: Floats) -> Floats:
-        """The answer of B to dK."""
+        """The answer of B to dK; where K answers to C."""
 
     def retracted(self, x: Floats) -> Floats:
         """A change of C that is R x to first order and leaves the domain less easily."""
@@ -150,17 +150,24 @@ class Nodes(Protocol):
 
 
 class Wick:
-    """Wick's law for given C, Y and B, see the module and `Law`."""
+    """Wick's law for given C, Y and B, see the module and `Law`; its K answers to C at the sites ``fed`` only."""
 
     effective = 1.0
 
     def __init__(
-        self, log_normaliser: float, C: Floats, Y: Floats, B: Floats, rounding: float = _NULL
+        self,
+        log_normaliser: float,
+        C: Floats,
+        Y: Floats,
+        B: Floats,
+        rounding: float = _NULL,
+        fed: slice = slice(None),
     ) -> None:
         self.log_normaliser, self.C, self.Y, self.B = log_normaliser, C, Y, B
         self.mean = np.zeros(len(C))
         self._root, self._inverse = _root(C, rounding)
-        self._carry = self._inverse @ Y
+        # Products of large matrices leave out the sites whose K is given.
+        self._fed, self._carry = (fed, fed), self._inverse @ Y[:, fed]
         self._entries: Entries = every_entry(self._root.shape[1])
 
     @property
@@ -186,15 +193,16 @@ class Wick:
 
     def carried(self, dK: Floats) -> Floats:
         """R^-1 Y dK Y^T."""
-        return self._entries.vector(self._carry @ dK @ self._carry.T)
+        return self._entries.vector(self._carry @ dK[self._fed] @ self._carry.T)
 
     def carried_back(self, x: Floats) -> Floats:
         """Y^T (R^-T x) Y."""
-        return np.asarray(self._carry.T @ self._entries.matrix(x) @ self._carry)
+        return self._among_fed(self._carry.T @ self._entries.matrix(x) @ self._carry)
 
     def stiffened(self, dK: Floats) -> Floats:
         """B dK B."""
-        return np.asarray(self.B @ dK @ self.B)
+        B = self.B[self._fed]
+        return self._among_fed(B @ dK[self._fed] @ B)
 
     def strength(self, x: Floats) -> float:
         """Largest eigenvalue of X in size: the share by which some direction of C changes."""
@@ -216,6 +224,11 @@ class Wick:
         half = self._entries.matrix(x) @ self._entries.matrix(slope) / 2
         return self._entries.vector(half + half.T)
 
+    def _among_fed(self, block: Floats) -> Floats:
+        out = np.zeros_like(self.C)
+        out[self._fed] = block
+        return out
+
 
 class Gaussian:
     """Linear phi: the law needs no nodes, and no inverse of K.
@@ -235,7 +248,8 @@ class Gaussian:
         if not sign > 0:
             raise np.linalg.LinAlgError("the tilt exceeds K^-1")
         C, B = M @ K, Ct @ M
-        return Wick(float(log_det) / 2, (C + C.T) / 2, np.asarray(M, np.float64), (B + B.T) / 2)
+        half, Y = float(log_det) / 2, np.asarray(M, np.float64)
+        return Wick(half, (C + C.T) / 2, Y, (B + B.T) / 2, fed=self.sites.fed)
 
     def renewed(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
         """The same."""

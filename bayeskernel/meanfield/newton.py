@@ -23,6 +23,8 @@ Progress = Callable[[str, int, float], None]
 
 # Hessians with up to this many coordinates are made dense.
 DENSE = 600
+# Share of the tolerance that a Newton step need not go below.
+_ENOUGH = 0.3
 # Most Krylov vectors and relative accuracy of the lowest eigenvalue beyond.
 _KRYLOV, _RITZ = 40, 0.02
 
@@ -125,7 +127,7 @@ class Newton:
             return saddle.product(x) + saddle.bent(x)
 
         while radius > self.smallest:
-            x, predicted, length = steihaug(product, slope, radius)
+            x, predicted, length = steihaug(product, slope, radius, _ENOUGH * self.tolerance)
             trial = self._matched(saddle, x)
             gain = -1.0
             if trial is not None and predicted > 0:
@@ -172,14 +174,15 @@ def renewed(saddle: Saddle, rng: np.random.Generator) -> Point:
 
 
 def steihaug(
-    product: Callable[[Floats], Floats], slope: Floats, radius: float
+    product: Callable[[Floats], Floats], slope: Floats, radius: float, enough: float = 0.0
 ) -> tuple[Floats, float, float]:
-    """Minimise g.p + p.H.p / 2 within |p| <= radius by conjugate gradients.
+    """Minimise g.p + p.H.p / 2 within |p| <= radius by conjugate gradients, until the slope is below ``enough``.
 
     Returns p, the decrease it should bring, and |p|.
     """
     norm = float(np.linalg.norm(slope))
-    target, most = min(0.1, np.sqrt(norm)) * norm, min(len(slope) + 10, 300)
+    target = max(min(0.1, np.sqrt(norm)) * norm, enough)
+    most = min(len(slope) + 10, 300)
     p = Hp = np.zeros_like(slope)
     r, d = slope, -slope
     for _ in range(most):

@@ -82,6 +82,8 @@ class Sites(NamedTuple):
         Entries of C that are solved for.
     parity
         Of the entries of (n, n) matrices: equal numbers where sign flips act alike.
+    fed
+        A range that holds all sites whose K answers to C.
     """
 
     members: Ints
@@ -90,6 +92,7 @@ class Sites(NamedTuple):
     spread: Floats
     entries: Entries
     parity: Ints
+    fed: slice
 
     @property
     def block(self) -> tuple[NDArray[np.int64], ...]:
@@ -106,6 +109,7 @@ def groups(
 ) -> tuple[Sites, ...]:
     """Groups of correlated sites, one of all sites where ``joined``; pivots by `NULL_SHARE` of a precision."""
     K = problem.preactivation_kernel(prior_recursion(problem))
+    fed = problem.fed(np.eye(problem.size)).any(axis=1)
     read = np.asarray(problem.over_sites(read_blocks(problem)))
     parities = np.asarray(problem.over_sites(problem.parity))
     out = []
@@ -116,8 +120,15 @@ def groups(
         if not problem.phi.linear:  # whose law needs none
             pivots, follow = spread(K[block], problem.patterns, NULL_SHARE[precision])
         entries = every_entry(len(index)).chosen(read[block])
-        out.append(Sites(index, problem.phi, pivots, follow, entries, parities[block]))
+        out.append(
+            Sites(index, problem.phi, pivots, follow, entries, parities[block], _span(fed[index]))
+        )
     return tuple(out)
+
+
+def _span(sites: NDArray[np.bool_]) -> slice:
+    held = np.flatnonzero(sites)
+    return slice(held[0], held[-1] + 1) if len(held) else slice(0, 0)
 
 
 def read_blocks(problem: Problem) -> NDArray[np.bool_]:

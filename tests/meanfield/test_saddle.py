@@ -83,7 +83,9 @@ def test_wicks_law_is_what_a_grid_finds_for_linear_units():
     )
     (sites,), (general,) = groups(linear), groups(identity)
     K, Ct = np.diag([1.0, 1.5, 0.8]) + 0.3, np.diag([0.05, -0.1, 0.08]) + 0.03
-    exact = Gaussian(sites).law(K, Ct, symmetric=False)
+    # Inputs alone make K at the first step; Wick's law leaves it out of its answers unless told otherwise.
+    assert sites.fed == slice(1, 3)
+    exact = Gaussian(sites._replace(fed=slice(None))).law(K, Ct, symmetric=False)
     law = matched(general.completed(), exact.C).law(K, Ct, symmetric=False)
     # Linear statistics reach far: the grid holds 6.5 standard deviations.
     assert pytest.approx(exact.C, rel=1e-5) == law.C
@@ -94,6 +96,10 @@ def test_wicks_law_is_what_a_grid_finds_for_linear_units():
     for answer in (lambda q: q.spread(q.carried(dK)), lambda q: q.spread(q.gathered(G)),
                    lambda q: q.carried_back(q.gathered(G)), lambda q: q.stiffened(dK)):  # fmt: skip
         assert answer(law) == pytest.approx(answer(exact), rel=1e-4, abs=1e-4)
+    later, dK[0], dK[:, 0] = Gaussian(sites).law(K, Ct, symmetric=False), 0.0, 0.0
+    for answer in (lambda q: q.spread(q.carried(dK)), lambda q: q.carried_back(q.gathered(G))[1:, 1:],
+                   lambda q: q.stiffened(dK)[1:, 1:]):  # fmt: skip
+        assert answer(later) == pytest.approx(answer(exact), rel=1e-12)
 
 
 def test_classes_of_nodes_are_chosen_by_activation_and_size():
