@@ -24,7 +24,7 @@ Progress = Callable[[str, int, float], None]
 # Hessians with up to this many coordinates are made dense.
 DENSE = 600
 # Share of the tolerance that a Newton step need not go below.
-_ENOUGH = 0.3
+_ENOUGH = 0.03
 # Most Krylov vectors and relative accuracy of the lowest eigenvalue beyond.
 _KRYLOV, _RITZ = 40, 0.02
 
