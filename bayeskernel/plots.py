@@ -33,6 +33,8 @@ _KERNEL_COLOURS = "PuOr_r"
 _Z_COLOURS = "coolwarm"
 # Patterns shown at once before lines can no longer be told apart.
 _MOST_PATTERNS = 8
+# Share of a step's width over which its patterns are spread.
+_SLOT = 0.5
 
 
 class Compared(Protocol):
@@ -156,6 +158,7 @@ def plot_comparison(
             cmp.z, row[2], limit=cmp.threshold, title="difference in errors (z)", colours=_Z_COLOURS
         )
         row[0].set_ylabel("step")
+        _colour_bar(row[0], limit, _KERNEL_COLOURS)
         _colour_bar(row[1], limit, _KERNEL_COLOURS)
         _colour_bar(row[2], cmp.threshold, _Z_COLOURS)
     return grid
@@ -163,7 +166,7 @@ def plot_comparison(
 
 def plot_coherence(comparisons: Compared | Mapping[str, Compared], ax: Axes | None = None) -> Axes:
     """Correlation of each step with the last one: theory as lines, samples as points with error bars."""
-    axes = _axes(ax, (5, 3.2))
+    axes = _axes(ax, (5.5, 2.8))
     for k, (name, cmp) in enumerate(_named(comparisons).items()):
         sampled, theory = cmp.coherence
         steps = np.arange(1, len(theory) + 1)
@@ -187,7 +190,7 @@ def plot_coherence(comparisons: Compared | Mapping[str, Compared], ax: Axes | No
 def plot_predictions(
     result: Result | xr.DataTree, ax: Axes | None = None, *, truth: ArrayLike | None = None
 ) -> Axes:
-    """Outputs against steps, a colour for every pattern (the first eight) and output.
+    """Outputs against steps, a colour for every pattern (the first eight) and output, beside each other.
 
     Lines are theory, points sampled means with two posterior standard deviations, crosses the targets at
     supervised steps. Points at unsupervised steps are hollow.
@@ -201,27 +204,20 @@ def plot_predictions(
     truth
         What unsupervised steps should be, shape (T, P, O) or (T, P); drawn as small dots.
     """
-    axes = _axes(ax, (5.5, 3.4))
-    theory, draws, mean = None, None, None
-    if isinstance(result, MeanField):
-        theory, targets = result, result.task.targets
-    else:
-        draws = result if isinstance(result, xr.DataTree) else result.draws
-        targets = draws["observed_data"]["targets"].to_numpy()
-        outputs = gauge_fixed(draws)[1]
-        mean, spread = outputs.mean((0, 1)), outputs.std((0, 1))
-        if not isinstance(result, xr.DataTree):
-            theory, mean = result.theory, result.output
+    axes = _axes(ax, (5.5, 2.8))
+    theory, mean, spread, targets = _outputs(result)
     steps, patterns, count = targets.shape
-    at = np.arange(1, steps + 1)
     known = ~np.isnan(targets)
     if truth is not None:
         truth = np.asarray(truth, float).reshape(targets.shape)
     shown = [(a, o) for a in range(min(patterns, _MOST_PATTERNS)) for o in range(count)]
     for k, (a, o) in enumerate(shown):
         colour, given = f"C{k % 10}", known[:, a, o]
+        at = np.arange(1, steps + 1) + _SLOT * ((k + 0.5) / len(shown) - 0.5)
+        label = f"pattern {a}" if count == 1 else f"pattern {a}, output {o}"
+        axes.plot([], color=colour, label=label)
         if theory is not None:
-            axes.plot(at, theory.output[:, a, o], color=colour, linewidth=1.2)
+            axes.plot(at, theory[:, a, o], "_-", color=colour, linewidth=1.2, markersize=12)
         if mean is not None:
             for chosen, fill in ((given, colour), (~given, "none")):
                 axes.errorbar(
@@ -241,6 +237,7 @@ def plot_predictions(
     axes.set_xlabel("step")
     axes.set_ylabel("output")
     axes.set_title("crosses: targets; hollow: unsupervised steps", fontsize="small")
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return axes
 
 
@@ -277,7 +274,9 @@ def plot_spectrum(
         axes.add_patch(Circle((0, 0), expected.radius, fill=False, color="0.5"))
         found = expected.eigenvalues
         axes.plot(found.real, found.imag, "x", color="C1", markersize=10, label="predicted outlier")
-        axes.legend(frameon=False, loc="upper left", fontsize="small")
+        axes.legend(
+            frameon=False, fontsize="small", ncols=2, loc="lower left", bbox_to_anchor=(0, 1)
+        )
     axes.set_aspect("equal", adjustable="datalim")
     axes.set_xlabel("real part")
     axes.set_ylabel("imaginary part")
@@ -408,7 +407,7 @@ def plot_network(network: Network, task: Task, ax: Axes | None = None) -> Axes:
     where a step has targets, recurrent weights join the steps.
     """
     steps = task.shape[0]
-    axes = _axes(ax, (1.2 + 1.1 * steps, 2.6))
+    axes = _axes(ax, (0.9 * steps, 0.9 * 2.6))  # as wide and high as the limits below
     labels = network.labels(steps)
     driven = [bool(np.any(x)) for x in task.inputs]
     supervised = [bool(np.any(known)) for known in task.supervised]
@@ -459,6 +458,21 @@ def plot_ranks(values: Floats, ax: Axes | None = None) -> Axes:
     axes.set_ylabel("density")
     axes.legend(frameon=False, fontsize="small", ncols=min(chains, 4))
     return axes
+
+
+def _outputs(result: Result | xr.DataTree) -> tuple[Floats | None, Floats | None, Floats, Floats]:
+    """Outputs in theory, sampled mean and standard deviation, and targets; None and NaN for what there is not."""
+    if isinstance(result, MeanField):
+        return result.output, None, np.full_like(result.output, np.nan), result.task.targets
+    if isinstance(result, xr.DataTree):
+        outputs = gauge_fixed(result)[1]
+        targets = result["observed_data"]["targets"].to_numpy()
+        return None, outputs.mean((0, 1)), outputs.std((0, 1)), targets
+    # Squares do not know the signs that draws were aligned by.
+    outputs = result.draws["posterior"]["output"].to_numpy().astype(np.float64)
+    variance = np.mean(outputs**2, (0, 1)) - result.output**2
+    theory = result.theory
+    return theory.output, result.output, np.sqrt(np.maximum(variance, 0)), theory.task.targets
 
 
 def neighbouring(matrix: Floats) -> float:

@@ -1,19 +1,21 @@
-"""One HTML file that shows a comparison and opens anywhere: no scripts, no network, no other files."""
+"""One HTML file that shows a comparison and opens anywhere: no network, no other files, no need of scripts."""
 
 from __future__ import annotations
 
-import html
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,7 +23,6 @@ from matplotlib.figure import Figure
 from bayeskernel.compare import Comparison
 from bayeskernel.errors import InputError
 from bayeskernel.inference.conditional import weights as draw_weights
-from bayeskernel.inference.diagnose import gauge_fixed
 from bayeskernel.plots import (
     plot_coherence,
     plot_comparison,
@@ -32,27 +33,17 @@ from bayeskernel.plots import (
 )
 from bayeskernel.tasks import Task
 
-_STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8882; --good: #2a7; --bad: #d33; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 62rem; padding: 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; } h3 { font-size: 1rem; }
-.verdict { border-left: .4rem solid var(--bad); background: var(--soft); padding: .6rem 1rem; margin: .6rem 0; }
-.verdict.good { border-color: var(--good); }
-figure { margin: 1rem 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; fill: currentColor; }
-figcaption { font-size: .9rem; opacity: .8; } .side { display: flex; flex-wrap: wrap; gap: 1rem; }
-.side > * { flex: 1 1 18rem; min-width: 0; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { border-bottom: 1px solid var(--line); padding: .2rem .7rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; }
-summary { cursor: pointer; } pre { overflow-x: auto; background: var(--soft); padding: .6rem; }
-:focus-visible { outline: 3px solid #58f; outline-offset: 2px; }
-@media print { body { max-width: none; } figure, .verdict { break-inside: avoid; }
-  details:not([open]) { display: none; } }
-"""
 # Tasks with more numbers than this are not written out in the code that repeats a run.
 _WRITTEN_OUT = 2000
 # Rows of the table of chains that are shown at once, kernel entries of largest |z|, and most rows of any table.
 _FIRST_ROWS, _WORST, _MOST_ROWS = 8, 20, 2000
+_PAGES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 def report(
@@ -90,110 +81,132 @@ def report(
         or Path(path).is_dir()
     ):
         raise InputError("path", "a file in an existing folder", str(path))
-    target = Path(path)
-    target.write_text(_page(named, weights or {}), encoding="utf-8")
-    return target
+    page = _PAGES.get_template("report.html.jinja").render(_view(named, weights or {}))
+    Path(path).write_text(page, encoding="utf-8")
+    return Path(path)
 
 
-def _page(named: Mapping[str, Comparison], weights: Mapping[str, xr.Dataset]) -> str:
-    title = (
-        f"Sampled and analytic kernels: {html.escape(next(iter(named.values())).theory.task.name)}"
-    )
-    sections = [
-        f"<h1>{title}</h1>",
-        *(_verdict(name, cmp) for name, cmp in named.items()),
-        "<h2>Task and networks</h2>",
-        _problem(named),
-        "<h2>Kernels</h2><p>Rows and columns are sites (step, pattern), ordered by step.</p>",
-        _figure(
-            plot_comparison(named)[0, 0],
-            "Kernel heat maps: sampled, theory and z score per network",
-        ),
-        "<h2>Coherence between steps</h2>",
-        _figure(
-            plot_coherence(named), "Correlation of every step's representation with the last step's"
-        ),
-        _coherence_table(named),
-        "<h2>Predictions</h2>",
-        _side(
-            (name, plot_predictions(cmp), f"Outputs of {name} at every step, sampled and theory")
-            for name, cmp in named.items()
-        ),
-        _spectra(named, weights),
-        "<h2>Chains</h2>",
-        *(_chains(name, cmp) for name, cmp in named.items()),
-        "<h2>Details</h2>",
-        *(_entries(name, cmp) for name, cmp in named.items()),
-        *(_facts(name, cmp) for name, cmp in named.items()),
-        *(_code(name, cmp) for name, cmp in named.items()),
-    ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>\n"
-        + "\n".join(sections)
-        + "\n</main></body></html>\n"
-    )
+class _Rows(NamedTuple):
+    """A table: its head, and cells as text."""
+
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
 
 
-def _verdict(name: str, cmp: Comparison) -> str:
-    good = " good" if cmp.agrees else ""
-    chains = f"Chains: {cmp.diagnosis.verdict}"
-    return (
-        f'<p class="verdict{good}"><b>{html.escape(name)}</b>. {html.escape(cmp.verdict)}'
-        f"<br>{html.escape(chains)}</p>"
-    )
-
-
-def _problem(named: Mapping[str, Comparison]) -> str:
+def _view(named: Mapping[str, Comparison], weights: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    """All that the template shows."""
     task = next(iter(named.values())).theory.task
-    T, P, D, O = task.shape  # noqa: E741
-    facts = (
-        f"<p>{T} steps, {P} patterns, {D} input features, {O} output{'s' * (O > 1)}; "
-        f"{int(task.supervised.sum())} of {task.supervised.size} targets are given. "
-        "Arrows of one colour are the same weights.</p>"
-    )
-    return facts + _side(
-        (name, plot_network(cmp.theory.network, task), f"{name} unrolled over steps: {_words(cmp)}")
-        for name, cmp in named.items()
-    )
+    drawn = {name.replace("$", r"\$"): cmp for name, cmp in named.items()}  # names are not formulas
+    return {
+        "task": task,
+        "coherence": _svg(plot_coherence(drawn), "Correlation of every step with the last step"),
+        "coherence_table": _coherence_table(named),
+        "outliers": _outliers(named),
+        "networks": [
+            _network(name, cmp, weights.get(name), maps)
+            for (name, cmp), maps in zip(named.items(), _maps(drawn), strict=True)
+        ],
+    }
 
 
-def _words(cmp: Comparison) -> str:
-    network = cmp.theory.network
-    return f"{network.phi.name}, N = {network.width}, noise {network.noise:g}, {network.scaling} scaling"
-
-
-def _spectra(named: Mapping[str, Comparison], weights: Mapping[str, xr.Dataset]) -> str:
-    if next(iter(named.values())).theory.task.shape[0] == 1:
-        return ""  # one step has no recurrent weights
-    rows, figures = [], []
-    for name, cmp in named.items():
-        for found in cmp.theory.outliers():
-            steps = ", ".join(str(t) for t in found.steps)
-            values = ", ".join(_number(v) for v in found.eigenvalues) or "none"
-            spikes = ", ".join(f"{v:.3g}" for v in found.singular_values) or "none"
-            rows.append((name, steps, f"{found.radius:.3g}", values, spikes))
-        drawn = weights.get(name, _last_weights(cmp))
-        if drawn is not None:
-            description = f"Eigenvalues of the recurrent weights of {name} in the complex plane"
-            figures.append((name, plot_spectrum(drawn, cmp.theory), description))
-    table = _table(
-        (
-            "network",
-            "acts at steps",
-            "bulk radius",
-            "predicted outliers",
-            "predicted singular spikes",
+def _network(
+    name: str, cmp: Comparison, weights: xr.Dataset | None, maps: list[Markup]
+) -> dict[str, Any]:
+    theory, task = cmp.theory, cmp.theory.task
+    open_ended = cmp.verdict.startswith("Inconclusive")
+    recurrent = _last_weights(cmp) if weights is None else weights
+    return {
+        "name": name,
+        "comparison": cmp,
+        "outcome": "good" if cmp.agrees else "open" if open_ended else "bad",
+        "drawing": _svg(plot_network(theory.network, task), f"{name} unrolled over steps"),
+        "maps": maps,
+        "predictions": _svg(plot_predictions(cmp), f"Outputs of {name}, sampled and theory"),
+        "spectrum": None
+        if recurrent is None or len(task.inputs) == 1  # one step has no recurrent weights
+        else _svg(
+            plot_spectrum(recurrent, theory),
+            f"Eigenvalues of the recurrent weights of {name} in the complex plane",
         ),
-        rows,
-    )
-    return "<h2>Weight spectrum</h2>" + _side(figures) + table
+        "ranks": _ranks(name, cmp),
+        "chains": _chains(cmp),
+        "first_rows": _FIRST_ROWS,
+        "blocks": _block_table(cmp),
+        "worst": _entry_table(cmp.table, by_size=True),
+        "every": _entry_table(cmp.table) if len(cmp.table) <= _MOST_ROWS else None,
+        "facts": _facts(cmp),
+        "code": _code(cmp),
+    }
+
+
+def _maps(named: Mapping[str, Comparison]) -> list[list[Markup]]:
+    """Sampled kernel, theory and z of every network, on one scale and each a figure of its own."""
+
+    def own() -> Axes:
+        # Equal margins, whatever the labels: maps beside each other are of one size.
+        figure = plt.figure(figsize=(4, 3.6))
+        figure.subplots_adjust(left=0.1, right=0.98, bottom=0.1, top=0.95)
+        return figure.add_subplot()
+
+    grid = plot_comparison(named, [[own() for _ in range(3)] for _ in named])
+    what = ("sampled kernel", "kernel in theory", "z scores of the kernel")
+    return [
+        [_svg(axes, f"{name}: {shown}") for axes, shown in zip(row, what, strict=True)]
+        for name, row in zip(named, grid, strict=True)
+    ]
+
+
+def _svg(axes: Axes, description: str) -> Markup:
+    """The figure as part of the page, in its letters; closes the figure."""
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": description, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    plt.close(figure)
+    # Lines and letters take the page's colour, so that figures can be read on a dark one.
+    svg = buffer.getvalue().replace("#000000", "currentColor")
+    label = f'<svg role="img" aria-label="{escape(description)}"'
+    return Markup(svg[svg.index("<svg") :].replace("<svg", label, 1))
+
+
+def _coherence_table(named: Mapping[str, Comparison]) -> _Rows:
+    both = {
+        f"{name} {source}": matrix
+        for name, cmp in named.items()
+        for source, matrix in zip(("sampled", "theory"), cmp.coherence, strict=True)
+    }
+    steps = len(next(iter(both.values())))
+    rows = [
+        (f"{t + 1}, {s + 1}", *(f"{matrix[t, s]:.3f}" for matrix in both.values()))
+        for t, s in zip(*np.triu_indices(steps, 1), strict=True)
+    ]
+    return _Rows(("steps", *both), rows)
+
+
+def _outliers(named: Mapping[str, Comparison]) -> _Rows:
+    head = ("network", "acts at steps", "bulk radius", "predicted outliers", "singular spikes")
+    rows = [
+        (
+            name,
+            ", ".join(str(t) for t in found.steps),
+            f"{found.radius:.3g}",
+            ", ".join(_number(v) for v in found.eigenvalues) or "none",
+            ", ".join(f"{v:.3g}" for v in found.singular_values) or "none",
+        )
+        for name, cmp in named.items()
+        if len(cmp.theory.task.inputs) > 1
+        for found in cmp.theory.outliers()
+    ]
+    return _Rows(head, rows)
 
 
 def _number(value: complex) -> str:
-    """Real numbers without an imaginary part."""
-    return f"{value:.3g}" if np.imag(value) else f"{np.real(value):.3g}"
+    """Three digits; an imaginary part only where it would show in them."""
+    real, imaginary = float(np.real(value)), float(np.imag(value))
+    if abs(imaginary) < 1e-3 * abs(value) or value == 0:
+        return f"{real:.3g}"
+    return f"{real:.3g} {'+-'[imaginary < 0]} {abs(imaginary):.3g}i".replace("-", "−")
 
 
 def _last_weights(cmp: Comparison) -> xr.Dataset | None:
@@ -209,106 +222,45 @@ def _last_weights(cmp: Comparison) -> xr.Dataset | None:
     return draw_weights(jax.random.key(0), tree, cmp.theory.network, cmp.theory.task)
 
 
-def _chains(name: str, cmp: Comparison) -> str:
-    table = cmp.diagnosis.table
-    order = table.sort_values("r_hat", ascending=False)
-    columns = [c for c in ("mean", "std", "mcse", "ess_bulk", "ess_tail", "r_hat") if c in table]
+def _chains(cmp: Comparison) -> _Rows:
+    order = cmp.diagnosis.table.sort_values("r_hat", ascending=False)
+    return _rows(order[:_MOST_ROWS], "quantity", [str(i) for i in order.index[:_MOST_ROWS]])
+
+
+def _ranks(name: str, cmp: Comparison) -> list[tuple[str, Markup]]:
+    """Of the log density and of the slowest kernel entry, whose size needs no signs to be aligned."""
+    t, a, s, b = (int(i) for i in np.unravel_index(np.argmin(cmp.ess), cmp.ess.shape))
+    kernel = cmp.draws["posterior"].to_dataset()["kernel"]
+    entry = np.abs(kernel[:, :, t, a, s, b].to_numpy())
+    captions = {
+        "log density": cmp.draws["sample_stats"]["lp"].to_numpy(),
+        f"size of kernel entry ({t + 1}, {a}) ({s + 1}, {b}), of fewest effective draws": entry,
+    }
+    return [(c, _svg(plot_ranks(v), f"Rank plot of {name}: {c}")) for c, v in captions.items()]
+
+
+def _block_table(cmp: Comparison) -> _Rows:
+    return _rows(cmp.blocks, "steps", [f"{t}, {s}" for t, s in cmp.blocks.index])
+
+
+def _entry_table(entries: pd.DataFrame, *, by_size: bool = False) -> _Rows:
+    """Every entry in order, or those of largest |z|."""
+    if by_size:
+        worst = np.argsort(-entries["z"].abs().to_numpy(), kind="stable")
+        entries = entries.iloc[worst[:_WORST]]
+    sites = [f"({t}, {a}) ({s}, {b})" for t, a, s, b in entries.index]
+    return _rows(entries, "(step, pattern) twice", sites)
+
+
+def _rows(table: pd.DataFrame, head: str, names: list[str]) -> _Rows:
     rows = [
-        (str(index), *(f"{row[c]:.4g}" for c in columns))
-        for index, row in order[columns][:_MOST_ROWS].iterrows()
+        (name, *(f"{value:.4g}" for value in row))
+        for name, row in zip(names, table.to_numpy(), strict=True)
     ]
-    head = ("quantity, worst R-hat first", *columns)
-    rest = ""
-    if len(rows) > _FIRST_ROWS:
-        rest = (
-            f"<details><summary>{_share(len(rows), len(table))} quantities</summary>"
-            f"{_table(head, rows)}</details>"
-        )
-    lp = cmp.draws["sample_stats"]["lp"].to_numpy()
-    kernel = gauge_fixed(cmp.draws)[0]
-    site = np.unravel_index(np.argmin(cmp.ess), cmp.ess.shape)
-    worst = (int(site[0]) + 1, int(site[1]), int(site[2]) + 1, int(site[3]))
-    figures = [
-        ("log density", plot_ranks(lp), "Rank plot of the log density"),
-        (
-            f"kernel entry {worst}, of fewest effective draws",
-            plot_ranks(kernel[:, :, site[0], site[1], site[2], site[3]]),
-            "Rank plot of the kernel entry of fewest effective draws",
-        ),
-    ]
-    return (
-        f"<h3>{html.escape(name)}</h3><p>{html.escape(cmp.diagnosis.verdict)}</p>"
-        + _table(head, rows[:_FIRST_ROWS])
-        + rest
-        + _side(figures)
-    )
+    return _Rows((head, *(str(c).replace("_", " ") for c in table.columns)), rows)
 
 
-def _side(figures: Iterable[tuple[str, Axes, str]]) -> str:
-    """Figures (caption, axes, description) beside each other where there is room."""
-    cells = [_figure(axes, description, caption) for caption, axes, description in figures]
-    return f'<div class="side">{"".join(cells)}</div>' if cells else ""
-
-
-def _figure(axes: Axes, description: str, caption: str = "") -> str:
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": description}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    plt.close(figure)
-    # Lines and letters take the page's colour, so that figures can be read on a dark one.
-    svg = buffer.getvalue().replace("#000000", "currentColor")
-    svg = svg[svg.index("<svg") :].replace(
-        "<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1
-    )
-    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f"<figure>{svg}{below}</figure>"
-
-
-def _coherence_table(named: Mapping[str, Comparison]) -> str:
-    rows = []
-    for name, cmp in named.items():
-        sampled, theory = cmp.coherence
-        for t, s in zip(*np.triu_indices(len(theory), 1), strict=True):
-            rows.append((name, f"{t + 1}, {s + 1}", f"{sampled[t, s]:.3f}", f"{theory[t, s]:.3f}"))
-    return _table(("network", "steps", "sampled", "theory"), rows) if rows else ""
-
-
-def _entries(name: str, cmp: Comparison) -> str:
-    """Blocks and entries of largest |z| at a glance, every entry folded where a page can hold them."""
-    worst = np.argsort(-cmp.table["z"].abs().to_numpy(), kind="stable")
-    shown = cmp.table.iloc[worst[:_WORST]]
-    rest = "<p>Every entry is in <code>comparison.table</code>.</p>"
-    if len(cmp.table) <= _MOST_ROWS:
-        every = f"<summary>Every kernel entry ({len(cmp.table)} rows)</summary>"
-        rest = f"<details>{every}{_entry_table(cmp.table)}</details>"
-    blocks = [
-        (f"{t}, {s}", *(f"{value:.4g}" for value in row))
-        for (t, s), row in zip(cmp.blocks.index, cmp.blocks.to_numpy(), strict=True)
-    ]
-    return (
-        f"<h3>{html.escape(name)}: blocks of the kernel between steps</h3>"
-        + _table(("steps", *(c.replace("_", " ") for c in cmp.blocks.columns)), blocks)
-        + f"<h3>{html.escape(name)}: {len(shown)} of {len(cmp.table)} entries, largest |z| first</h3>"
-        + _entry_table(shown)
-        + rest
-    )
-
-
-def _entry_table(entries: pd.DataFrame) -> str:
-    rows = [
-        (f"({i[0]}, {i[1]}) ({i[2]}, {i[3]})", *(f"{value:.4g}" for value in row))
-        for i, row in zip(entries.index, entries.to_numpy(), strict=True)
-    ]
-    return _table(("(step, pattern) (step, pattern)", *entries.columns), rows)
-
-
-def _share(shown: int, count: int) -> str:
-    return f"All {count}" if shown == count else f"{shown} of {count}"
-
-
-def _facts(name: str, cmp: Comparison) -> str:
+def _facts(cmp: Comparison) -> str:
     attrs = {k: _unpacked(v) for k, v in cmp.draws.attrs.items()}
     theory = {
         "result": str(cmp.theory.result),
@@ -318,17 +270,20 @@ def _facts(name: str, cmp: Comparison) -> str:
             {"free_energy": b.free_energy, "stable": b.stable} for b in cmp.theory.branches
         ],
     }
-    stats = cmp.draws["sample_stats"]
     sampling = {
-        "divergences": int(stats["diverging"].sum()),
+        "divergences": sum(cmp.diagnosis.divergences),
         "smallest_ess": cmp.smallest_ess,
         "draws_with_flipped_signs": cmp.flipped,
     }
-    facts = html.escape(json.dumps({**attrs, "sampling": sampling, "theory": theory}, indent=2))
-    return f"<details><summary>Run facts: {html.escape(name)}</summary><pre>{facts}</pre></details>"
+    return json.dumps({**attrs, "sampling": sampling, "theory": theory}, indent=2)
 
 
-def _code(name: str, cmp: Comparison) -> str:
+def _unpacked(value: object) -> object:
+    text = str(value)
+    return json.loads(text) if text.startswith("{") else text
+
+
+def _code(cmp: Comparison) -> str:
     """Python that makes the run again."""
     network = cmp.theory.network.describe()
     sharing = network["sharing"]
@@ -349,8 +304,7 @@ def _code(name: str, cmp: Comparison) -> str:
         "comparison = bk.compare(draws, bk.solve(network, task))",
         'bk.report(comparison, "report.html")',
     ]
-    text = html.escape("\n".join(lines))
-    return f"<details><summary>Code to repeat: {html.escape(name)}</summary><pre>{text}</pre></details>"
+    return "\n".join(lines)
 
 
 class _Raw(str):
@@ -370,17 +324,3 @@ def _task_code(task: Task) -> list[str]:
         return ["inputs, targets = ...  # constant_data and observed_data of the draws", made]
     with np.printoptions(threshold=_WRITTEN_OUT, floatmode="unique", linewidth=100):
         return [f"inputs = {task.inputs!r}", f"targets = {task.targets!r}", made]
-
-
-def _unpacked(value: object) -> object:
-    text = str(value)
-    return json.loads(text) if text.startswith("{") else text
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    def line(cells: tuple[str, ...], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "".join(line(row, "td") for row in rows)
-    table = f"<table><thead>{line(head, 'th')}</thead><tbody>{body}</tbody></table>"
-    return f'<div class="scroll" tabindex="0">{table}</div>'

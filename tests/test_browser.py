@@ -51,6 +51,25 @@ def page(tmp_path_factory):
     return bk.report(found, tmp_path_factory.mktemp("report") / "report.html")
 
 
+# What a reader with a keyboard does to the first table that can be sorted, and what it shows then.
+SORT = """<script>addEventListener("load", () => {
+  const table = document.querySelector("table.sortable"), seen = [];
+  table.closest("details").open = true;
+  const look = () => seen.push({
+    sorted: [...table.tHead.rows[0].cells].map(c => c.getAttribute("aria-sort")),
+    rows: [...table.tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent)),
+  });
+  look();
+  for (const column of [1, 1, 0]) {
+    const button = table.tHead.rows[0].cells[column].querySelector("button");
+    button.focus();
+    document.activeElement.click();
+    look();
+  }
+  document.title = JSON.stringify(seen);
+});</script>"""
+
+
 def browse(page, *flags, cwd):
     done = subprocess.run(
         [BROWSER, *FLAGS.split(), f"--user-data-dir={cwd / 'profile'}", *flags, page.as_uri()],
@@ -60,9 +79,9 @@ def browse(page, *flags, cwd):
     return done.stdout.decode()
 
 
-def facts(page, width, tmp_path, *flags):
+def facts(page, width, tmp_path, *flags, ask=ASK):
     asked = tmp_path / "asked.html"
-    asked.write_text(page.read_text().replace("</body>", ASK + "</body>"))
+    asked.write_text(page.read_text().replace("</body>", ask + "</body>"))
     text = browse(asked, "--dump-dom", f"--window-size={width},900", *flags, cwd=tmp_path)
     title = re.search(r"<title>(.*?)</title>", text, re.DOTALL)
     return json.loads(title.group(1).replace("&quot;", '"').replace("&amp;", "&"))
@@ -87,6 +106,24 @@ def test_page_is_whole_and_fits(page, width, tmp_path):
     assert found["width"] <= found["window"], "the page scrolls sideways"
     assert found["broken"] == 0
     assert found["requests"] == []
+
+
+def test_long_tables_are_sorted_by_their_heads(page, tmp_path):
+    before, down, up, names = facts(page, 1280, tmp_path, ask=SORT)
+    assert before["sorted"].index("descending") == len(before["sorted"]) - 1  # R-hat
+    means = sorted((float(row[1]) for row in before["rows"]), reverse=True)
+    assert len(means) > 8
+    for shown, column, order in (
+        (down, 1, "descending"),
+        (up, 1, "ascending"),
+        (names, 0, "ascending"),
+    ):
+        assert [k for k, s in enumerate(shown["sorted"]) if s] == [column]
+        assert shown["sorted"][column] == order
+        assert sorted(shown["rows"]) == sorted(before["rows"])
+    assert [float(row[1]) for row in down["rows"]] == means
+    assert [float(row[1]) for row in up["rows"]] == means[::-1]
+    assert names["rows"][0][0] == "kernel[1,0,1,0]"
 
 
 def test_page_is_readable_in_light_and_dark(page, tmp_path):

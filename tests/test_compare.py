@@ -45,7 +45,7 @@ def fake_draws(theory, offset=0.0, count=500, flips=False):
         {"kernel": kernel, "output": output, **stats},
         "posterior",
         NETWORK,
-        TASK,
+        theory.task,
         {"sampler": "nuts"},
     )
 
@@ -143,9 +143,8 @@ def test_report_is_one_self_contained_page(theory, tmp_path):
     page = _Page()
     page.feed(path.read_text())
     assert all(link.startswith(("#", "data:")) for link in page.links)
-    assert "script" not in page.tags
-    # Networks, kernels, coherence, predictions, and two rank plots a network.
-    assert page.tags.count("svg") == 2 + 1 + 1 + 2 + 4
+    # Networks, three maps each, coherence, predictions, and two rank plots a network.
+    assert page.tags.count("svg") == 2 + 6 + 1 + 2 + 4
     text = " ".join(page.text)
     assert cmp.verdict in text
     assert "<b>" in text
@@ -160,6 +159,26 @@ def test_report_is_one_self_contained_page(theory, tmp_path):
     assert sorted(titles, key=text.index) == list(titles)
     # Lines and letters are visible on a dark page.
     assert "#000000" not in path.read_text()
+
+
+def test_names_are_text_to_the_report(tmp_path):
+    """A task and a network may be called anything: neither markup, nor a template, nor a formula."""
+    hostile = "</title><script>{{ 7 * 7 }}</script>$\\x\"'"
+    task = bk.Task(TASK.inputs, TASK.targets, hostile)
+    theory = bk.solve(NETWORK, task)
+    cmp = bk.compare(fake_draws(theory), theory)
+    page = _Page()
+    page.feed(bk.report({hostile: cmp}, tmp_path / "report.html").read_text())
+    assert page.tags.count("script") == 1  # the page's own
+    assert page.text.count(hostile) >= 3  # the task's and the network's
+
+
+def test_real_outliers_are_shown_as_real_numbers():
+    number = importlib.import_module("bayeskernel.report")._number
+    assert number(1.0912 + 0j) == "1.09"
+    assert number(-2 + 1e-12j) == "-2"
+    assert number(0.5 - 0.25j) == "0.5 − 0.25i"
+    assert number(0.25j) == "0 + 0.25i"
 
 
 def test_report_holds_code_that_repeats_the_run(tmp_path):
