@@ -35,8 +35,9 @@ from bayeskernel.tasks import Task
 
 # Tasks with more numbers than this are not written out in the code that repeats a run.
 _WRITTEN_OUT = 2000
-# Rows of the table of chains that are shown at once, kernel entries of largest |z|, and most rows of any table.
-_FIRST_ROWS, _WORST, _MOST_ROWS = 8, 20, 2000
+# Rows of the table of chains that are shown at once, kernel entries of largest |z|, and most rows of any table:
+# with these, a page of two networks stays below a megabyte.
+_FIRST_ROWS, _WORST, _MOST_ROWS = 8, 20, 1000
 _PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -114,7 +115,6 @@ def _network(
 ) -> dict[str, Any]:
     theory, task = cmp.theory, cmp.theory.task
     open_ended = cmp.verdict.startswith("Inconclusive")
-    recurrent = _last_weights(cmp) if weights is None else weights
     return {
         "name": name,
         "comparison": cmp,
@@ -122,12 +122,7 @@ def _network(
         "drawing": _svg(plot_network(theory.network, task), f"{name} unrolled over steps"),
         "maps": maps,
         "predictions": _svg(plot_predictions(cmp), f"Outputs of {name}, sampled and theory"),
-        "spectrum": None
-        if recurrent is None or len(task.inputs) == 1  # one step has no recurrent weights
-        else _svg(
-            plot_spectrum(recurrent, theory),
-            f"Eigenvalues of the recurrent weights of {name} in the complex plane",
-        ),
+        "spectrum": _spectrum(name, cmp, weights),
         "ranks": _ranks(name, cmp),
         "chains": _chains(cmp),
         "first_rows": _FIRST_ROWS,
@@ -207,6 +202,16 @@ def _number(value: complex) -> str:
     if abs(imaginary) < 1e-3 * abs(value) or value == 0:
         return f"{real:.3g}"
     return f"{real:.3g} {'+-'[imaginary < 0]} {abs(imaginary):.3g}i".replace("-", "−")
+
+
+def _spectrum(name: str, cmp: Comparison, weights: xr.Dataset | None) -> Markup | None:
+    if len(cmp.theory.task.inputs) == 1:
+        return None  # one step has no recurrent weights
+    recurrent = _last_weights(cmp) if weights is None else weights
+    if recurrent is None:
+        return None
+    description = f"Eigenvalues of the recurrent weights of {name} in the complex plane"
+    return _svg(plot_spectrum(recurrent, cmp.theory), description)
 
 
 def _last_weights(cmp: Comparison) -> xr.Dataset | None:

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
+from bayeskernel.gauge import aligned, sign_symmetry
+from bayeskernel.inference.record import kernel_and_output
 
 NETWORK = bk.Network(64, "linear", noise=0.1)
 TASK = bk.tasks.endpoint([[1.0], [-0.5]], [2.0, -1.0], 3)
@@ -84,6 +86,11 @@ def test_predictions_mark_what_was_supervised(cmp, ax):
     filled, hollow = points(ax)[:2]  # of the first pattern
     assert np.array_equal(filled, cmp.output[2:, 0, 0])
     assert np.array_equal(hollow, cmp.output[:2, 0, 0])
+    # Bars are two standard deviations of the aligned draws to either side.
+    symmetry = sign_symmetry(NETWORK, TASK)
+    outputs = aligned(*kernel_and_output(cmp.draws), cmp.theory.kernel, symmetry)[1]
+    bar = ax.containers[0].lines[2][0].get_segments()[0]
+    assert np.ptp(bar[:, 1]) == pytest.approx(4 * outputs[:, :, 2, 0, 0].std(), rel=1e-6)
     crosses = [line for line in ax.lines if line.get_marker() == "x"]
     assert [float(line.get_ydata()[0]) for line in crosses] == [2.0, -1.0]
     for given in (cmp.theory, cmp.draws):
