@@ -97,15 +97,16 @@ class _Rows(NamedTuple):
 def _view(named: Mapping[str, Comparison], weights: Mapping[str, xr.Dataset]) -> dict[str, Any]:
     """All that the template shows."""
     task = next(iter(named.values())).theory.task
-    drawn = {name.replace("$", r"\$"): cmp for name, cmp in named.items()}  # names are not formulas
     return {
         "task": task,
-        "coherence": _svg(plot_coherence(drawn), "Correlation of every step with the last step"),
+        "coherence": _svg(
+            plot_coherence(_plain(named)), "Correlation of every step with the last step"
+        ),
         "coherence_table": _coherence_table(named),
         "outliers": _outliers(named),
         "networks": [
             _network(name, cmp, weights.get(name), maps)
-            for (name, cmp), maps in zip(named.items(), _maps(drawn), strict=True)
+            for (name, cmp), maps in zip(named.items(), _maps(named), strict=True)
         ],
     }
 
@@ -143,12 +144,17 @@ def _maps(named: Mapping[str, Comparison]) -> list[list[Markup]]:
         figure.subplots_adjust(left=0.1, right=0.98, bottom=0.1, top=0.95)
         return figure.add_subplot()
 
-    grid = plot_comparison(named, [[own() for _ in range(3)] for _ in named])
+    grid = plot_comparison(_plain(named), [[own() for _ in range(3)] for _ in named])
     what = ("sampled kernel", "kernel in theory", "z scores of the kernel")
     return [
         [_svg(axes, f"{name}: {shown}") for axes, shown in zip(row, what, strict=True)]
         for name, row in zip(named, grid, strict=True)
     ]
+
+
+def _plain(named: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """Names that figures take for text, not for formulas."""
+    return {name.replace("$", r"\$"): cmp for name, cmp in named.items()}
 
 
 def _svg(axes: Axes, description: str) -> Markup:

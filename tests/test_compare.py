@@ -163,7 +163,7 @@ def test_report_is_one_self_contained_page(theory, tmp_path):
 
 def test_names_are_text_to_the_report(tmp_path):
     """A task and a network may be called anything: neither markup, nor a template, nor a formula."""
-    hostile = "\"></title><script>{{ 7 * 7 }}</script>$\\x'"
+    hostile = "\"></title><script>{{ 7 * 7 }}</script>$\\x$'"
     task = bk.Task(TASK.inputs, TASK.targets, hostile)
     theory = bk.solve(NETWORK, task)
     cmp = bk.compare(fake_draws(theory), theory)
