@@ -11,14 +11,16 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from bayeskernel import tasks
+from bayeskernel import architectures, tasks
 from bayeskernel.errors import BayesKernelError, InputError
+from bayeskernel.graph import Graph
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.critical import CriticalSignal, critical_signal
 from bayeskernel.meanfield.free_energy import free_energy
 from bayeskernel.meanfield.prior import prior_kernel
 from bayeskernel.meanfield.solve import MeanField, solve
-from bayeskernel.network import Network, Sharing
+from bayeskernel.network import Network
+from bayeskernel.sharing import Sharing
 from bayeskernel.tasks import Task
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ __all__ = [
     "Comparison",
     "CriticalSignal",
     "Diagnosis",
+    "Graph",
     "InputError",
     "MeanField",
     "Network",
@@ -44,6 +47,7 @@ __all__ = [
     "StorageError",
     "SweepError",
     "Task",
+    "architectures",
     "coherence",
     "compare",
     "critical_signal",

@@ -1,10 +1,10 @@
 """Which sign flips leave a network's supervised outputs unchanged, and how are they fixed?
 
-For odd phi, flipping all units of step t, h[t] -> s_t h[t] with s_t = +-1, is undone by
-W_t -> s_t s_(t-1) W_t, U_t -> s_t U_t, V_t -> s_t V_t. Shared weights must agree on their sign at
-every step they act on, which leaves a group of allowed vectors s. The kernel moves by
-C[t,s] -> s_t s_s C[t,s]; prior and likelihood do not change. A chain therefore picks one sign at
-random, and kernels can be averaged or compared only after every draw is brought to the same one.
+For odd phi, flipping all units of a node, h[n] -> s_n h[n] with s_n = +-1, is undone by flipping the weights on its edges.
+Shared weights must agree on their sign on every edge, and nodes whose pre-activations are carried over share theirs, which
+leaves a group of allowed vectors s. The kernel moves by C[n,m] -> s_n s_m C[n,m]; prior and likelihood do not change. A
+posterior therefore picks one sign at random, and kernels can be averaged or compared only after every draw is brought to the
+same one. Of a chain, nodes are steps.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bayeskernel.errors import InputError
-from bayeskernel.network import Network, StepLabels
+from bayeskernel.graph import Graph
+from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
-# 2^12 sign vectors are compared at once; more free signs than that means many untied steps.
-_MOST_FREE_SIGNS = 12
+# With up to so many free signs all 2^free sign vectors are compared at once; beyond, signs are searched for.
+_MOST_COMPARED = 12
 # A theory kernel whose sign-dependent part is below this share of its norm has none.
 _NEGLIGIBLE = 1e-4
 
@@ -34,46 +34,67 @@ class SignSymmetry:
     Attributes
     ----------
     generators
-        Independent flips, shape (number of free signs, T), entries +-1. The flip of all steps at
+        Independent flips, shape (number of free signs, m), entries +-1. The flip of all nodes at
         once changes neither kernels nor outputs and is left out.
     output_signs
-        What each generator does to the outputs of a step, same shape: +1 at supervised steps.
+        What each generator does to the outputs of a step, (free signs, T): +1 at supervised steps.
     """
 
     generators: NDArray[np.int64]
     output_signs: NDArray[np.int64]
 
+    def best(self, scores: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Kernel signs s of largest s^T B s and their output signs, for B of shape (..., m, m): (..., m), (..., T)."""
+        if len(self.generators) > _MOST_COMPARED:
+            powers = self._climbed(scores)
+            return _products(powers, self.generators), _products(powers, self.output_signs)
+        signs, output_signs = self.elements()
+        value = np.einsum("gt,...ts,gs->...g", signs, scores, signs, optimize=True)
+        # Among values that are not numbers the first is chosen, the identity.
+        best = np.argmax(value, axis=-1)
+        return signs[best], output_signs[best]
+
     def elements(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """All products of generators: kernel signs and output signs, (2^free, T); identity first."""
-        free, steps = self.generators.shape
-        if free > _MOST_FREE_SIGNS:
-            raise InputError("sharing", f"at most {_MOST_FREE_SIGNS} free signs", free)
-        powers = np.array(list(itertools.product((0, 1), repeat=free))).reshape(2**free, free, 1)
-        return (
-            np.prod(self.generators**powers, axis=1, dtype=np.int64).reshape(-1, steps),
-            np.prod(self.output_signs**powers, axis=1, dtype=np.int64).reshape(-1, steps),
-        )
+        """All products of generators: kernel signs and output signs, (2^free, ...); identity first."""
+        free = len(self.generators)
+        powers = np.array(list(itertools.product((0, 1), repeat=free))).reshape(2**free, free)
+        return _products(powers, self.generators), _products(powers, self.output_signs)
+
+    def _climbed(self, scores: Floats) -> NDArray[np.int64]:
+        """Powers (..., free) after flips of one or two generators that raise s^T B s as long as any does."""
+        free = len(self.generators)
+        one = np.eye(free, dtype=np.int64)
+        moves = np.concatenate([one, *(one[[a]] ^ one[a + 1 :] for a in range(free))])
+        flips = _products(moves, self.generators)
+        flat = scores.reshape(-1, *scores.shape[-2:])
+        powers = np.zeros((len(flat), free), np.int64)
+        for own, B in zip(powers, flat, strict=True):
+            while True:
+                now = _products(own, self.generators)
+                trial = now * flips
+                value = np.einsum("gt,ts,gs->g", trial, B, trial, optimize=True)
+                best = int(np.argmax(value))
+                if not value[best] > now @ B @ now + 1e-12 * np.abs(B).sum():
+                    break
+                own ^= moves[best]
+        return powers.reshape(*scores.shape[:-2], free)
 
 
 def sign_symmetry(network: Network, task: Task) -> SignSymmetry:
-    """Find the allowed sign flips: the null space over GF(2) of the sharing constraints."""
+    """Find the allowed sign flips: a null space over GF(2) of constraints on the signs of nodes, weights and outputs."""
     steps = task.shape[0]
-    labels = network.labels(steps)
-    supervised = np.asarray(task.supervised.any(axis=(1, 2)))
+    graph = network.graph_of(steps)
     if not network.phi.odd:
-        empty = np.ones((0, steps), np.int64)
-        return SignSymmetry(empty, empty)
+        return SignSymmetry(np.ones((0, graph.size), np.int64), np.ones((0, steps), np.int64))
+    supervised = np.asarray(task.supervised.any(axis=(1, 2)))
     driven = np.asarray(np.any(task.inputs != 0, axis=(1, 2)))
-    constraints = _constraints(labels, driven, supervised)
-    # Fixing s_1 = +1 removes the flip of everything.
-    first = np.eye(1, steps, dtype=np.int64)
-    bits = _null_space_gf2(np.concatenate([first, constraints]))
+    bits = _null_space_gf2(_constraints(graph, driven, supervised))
     signs = 1 - 2 * bits
-    return SignSymmetry(signs, _output_signs(signs, labels.readout, supervised))
+    return SignSymmetry(signs[:, : graph.size], signs[:, graph.size : graph.size + steps])
 
 
 def flip_kernel(kernel: Floats, signs: NDArray[np.int64]) -> Floats:
-    """C[t,s] -> s_t s_s C[t,s] in the kernel's precision; ``signs`` (..., T) broadcasts against (..., T,P,T,P)."""
+    """C[n,m] -> s_n s_m C[n,m] in the kernel's precision; ``signs`` (..., m) broadcasts against (..., m,P,m,P)."""
     if np.all(signs == 1):
         return kernel
     own = signs.astype(kernel.dtype)
@@ -88,49 +109,40 @@ def align(
     Parameters
     ----------
     kernel
-        Shape (..., T, P, T, P).
+        Shape (..., m, P, m, P).
     reference
-        Shape (T, P, T, P). Where it has no sign-dependent part (below the transition, or untied)
+        Shape (m, P, m, P). Where it has no sign-dependent part (below the transition, or untied)
         there is nothing to fix and every kernel keeps its sign.
 
     Returns
     -------
-    Kernel signs and output signs, each of shape (..., T).
+    Kernel signs (..., m) and output signs (..., T).
     """
-    steps = reference.shape[0]
-    identity = np.ones((*kernel.shape[:-4], steps), np.int64)
     if not _depends_on_sign(reference, symmetry):
-        return identity, identity
-    kernel_signs, output_signs = symmetry.elements()
-    # <C_s, R> = s^T B s with B[t,s] the overlap of the two blocks.
-    overlap = np.einsum("...tasb,tasb->...ts", kernel, reference, optimize=True)
-    score = np.einsum("gt,...ts,gs->...g", kernel_signs, overlap, kernel_signs, optimize=True)
-    # Among scores that are not numbers the first is chosen, the identity.
-    best = np.argmax(score, axis=-1)
-    return kernel_signs[best], output_signs[best]
+        lead, steps = kernel.shape[:-4], symmetry.output_signs.shape[1]
+        return np.ones((*lead, len(reference)), np.int64), np.ones((*lead, steps), np.int64)
+    # <C_s, R> = s^T B s with B[n,m] the overlap of the two blocks.
+    return symmetry.best(np.einsum("...tasb,tasb->...ts", kernel, reference, optimize=True))
 
 
 def aligned(
     kernel: Floats, output: Floats, reference: Floats, symmetry: SignSymmetry
 ) -> tuple[Floats, Floats, float]:
-    """Kernels (..., T,P,T,P) and outputs (..., T,P,O) with a reference's signs, and the share flipped."""
+    """Kernels (..., m,P,m,P) and outputs (..., T,P,O) with a reference's signs, and the share flipped."""
     signs, output_signs = align(kernel, reference, symmetry)
     flipped = float(np.mean(np.any(signs < 0, axis=-1)))
     return flip_kernel(kernel, signs), output * output_signs[..., None, None], flipped
 
 
 def canonical_signs(kernel: Floats, symmetry: SignSymmetry) -> NDArray[np.int64]:
-    """Find the flip (T,) after which a kernel's steps are most positively correlated."""
+    """Find the flip (m,) after which a kernel's nodes are most positively correlated."""
     if not _depends_on_sign(kernel, symmetry):
         return np.ones(len(kernel), np.int64)
-    signs, _ = symmetry.elements()
-    same_pattern = np.einsum("tasa->ts", kernel)
-    best = np.argmax(np.einsum("gt,ts,gs->g", signs, same_pattern, signs))
-    return np.asarray(signs[best])
+    return symmetry.best(np.einsum("tasa->ts", kernel))[0]
 
 
 def canonical(kernel: Floats, symmetry: SignSymmetry) -> Floats:
-    """Return the member of a kernel's orbit whose steps are most positively correlated."""
+    """Return the member of a kernel's orbit whose nodes are most positively correlated."""
     return flip_kernel(kernel, canonical_signs(kernel, symmetry))
 
 
@@ -144,30 +156,44 @@ def _depends_on_sign(kernel: Floats, symmetry: SignSymmetry) -> bool:
     return bool(max(change, default=0.0) > _NEGLIGIBLE * np.linalg.norm(kernel))
 
 
+def _products(powers: NDArray[np.int64], generators: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Products of generators (free, n) to some powers (..., free), shape (..., n)."""
+    return 1 - 2 * ((powers @ (generators < 0)) % 2)
+
+
 def _constraints(
-    labels: StepLabels, driven: NDArray[np.bool_], supervised: NDArray[np.bool_]
+    graph: Graph, driven: NDArray[np.bool_], supervised: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
-    """Rows over GF(2) that must vanish on the sign bits: shared weights agree on their sign."""
-    steps = len(labels.input)
-    unit = np.eye(steps, dtype=np.int64)
-    recurrent = list(unit[1:] + unit[:-1])  # W at step t sees s_t s_(t-1)
-    rows = _agree(recurrent, labels.recurrent[1:])
-    rows += _agree([u for u, used in zip(unit, driven, strict=True) if used],
-                   [k for k, used in zip(labels.input, driven, strict=True) if used])  # fmt: skip
-    rows += _agree([u for u, used in zip(unit, supervised, strict=True) if used],
-                   [k for k, used in zip(labels.readout, supervised, strict=True) if used])  # fmt: skip
-    return np.array(rows, np.int64).reshape(-1, steps) % 2
-
-
-def _agree(
-    rows: list[NDArray[np.int64]], labels: list[int] | tuple[int, ...]
-) -> list[NDArray[np.int64]]:
-    first: dict[int, NDArray[np.int64]] = {}
-    return [
-        row + first[k]
-        for row, k in zip(rows, labels, strict=True)
-        if first.setdefault(k, row) is not row
-    ]
+    """Rows over GF(2) that vanish on the sign bits of nodes, outputs and labels, in this order."""
+    names = graph.label_names
+    kinds = dict(zip(names, np.cumsum([0, *map(len, names.values())]), strict=False))
+    nodes, steps = graph.size, len(supervised)
+    columns = nodes + steps + sum(map(len, names.values()))
+    used = list[list[int]]()
+    for kind, first in kinds.items():
+        for target, source, label in graph.edges_of(kind):
+            weight = nodes + steps + int(first) + label
+            if kind == "recurrent":
+                used.append([target, source, weight])
+            elif kind == "readout":
+                used.append([nodes + target, source, weight])
+            elif kind == "bias" or driven[source]:
+                used.append([target, weight])
+    used += np.argwhere(graph.carry).tolist()
+    # Supervised outputs keep their sign, and so does the first output of weights that no target reads.
+    free = {edge.label: edge.target for edge in reversed(graph.edges_of("readout"))}
+    held = {edge.label for edge in graph.edges_of("readout") if supervised[edge.target]}
+    anchors = {step for label, step in free.items() if label not in held}
+    used += [[nodes + t] for t in range(steps) if supervised[t] or t in anchors]
+    used += [[nodes + t] for t in set(range(steps)) - {e.target for e in graph.edges_of("readout")}]
+    used.append([0])  # the flip of all nodes
+    # Weights without an edge that acts are none.
+    acting = {column for row in used for column in row}
+    used += [[column] for column in range(nodes + steps, columns) if column not in acting]
+    rows = np.zeros((len(used), columns), np.int64)
+    for row, entries in zip(rows, used, strict=True):
+        row[entries] = 1
+    return rows
 
 
 def _null_space_gf2(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -190,15 +216,3 @@ def _null_space_gf2(matrix: NDArray[np.int64]) -> NDArray[np.int64]:
         basis[k, column] = 1
         basis[k, pivots] = reduced[: len(pivots), column]
     return basis
-
-
-def _output_signs(
-    signs: NDArray[np.int64], readout: tuple[int, ...], supervised: NDArray[np.bool_]
-) -> NDArray[np.int64]:
-    """f[t] -> s_t v_l f[t], where readout l takes the sign of a supervised step it reads."""
-    out = np.empty_like(signs)
-    for label in set(readout):
-        members = [t for t, k in enumerate(readout) if k == label]
-        anchor = next((t for t in members if supervised[t]), members[0])
-        out[:, members] = signs[:, members] * signs[:, [anchor]]
-    return out

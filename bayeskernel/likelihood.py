@@ -1,9 +1,9 @@
 r"""How do targets depend on the representation? The readout, integrated out exactly.
 
-Given C, outputs are Gaussian with covariance S(C) = sv^2 M_V o C + kappa 1 on the supervised sites, divided
-by N in mean-field scaling (docs/theory, section 1). With the dual targets a = S^-1 y,
+Given C, outputs are Gaussian with covariance S(C) = Q(C) + kappa 1 where they are supervised, divided by N in mean-field
+scaling (docs/theory, section 1). With the dual targets a = S^-1 y and Q^T the adjoint of Q,
 
-    energy = 1/2 sum_o y_o^T a_o,      force = sv^2 M_V o sum_o a_o a_o^T = -2 d energy / dC
+    energy = 1/2 sum_o y_o^T a_o,      force = Q^T(sum_o a_o a_o^T) = -2 d energy / dC
 
 `output_covariance` is used by sampling too; everything else here is for theory, in NumPy and float64.
 """
@@ -22,24 +22,16 @@ Floats = NDArray[np.float64]
 Array = TypeVar("Array")
 
 
-def output_covariance(kernel: Array, readout: Array, noise: Array, identity: Array) -> Array:
-    """S at some sites from C and sv^2 M_V there, (n, n) arrays of NumPy or JAX."""
-    return readout * kernel + noise * identity  # type: ignore[operator]
-
-
-def covariance(C: Floats, reading: Readings, problem: Problem) -> Floats:
-    """S at the sites of a reading, shape (n, n)."""
-    sites = np.ix_(reading.sites, reading.sites)
-    return output_covariance(
-        C[sites], _readout(reading, problem), np.asarray(problem.noise), np.eye(len(reading.sites))
-    )
+def output_covariance(prior: Array, noise: Array, identity: Array) -> Array:
+    """S from Q at some outputs, (n, n) arrays of NumPy or JAX."""
+    return prior + noise * identity  # type: ignore[operator]
 
 
 def dual_targets(C: Floats, problem: Problem) -> Floats:
-    """a_o = S_o^-1 y_o, zero where an output is not supervised; shape (d, O)."""
-    dual = np.zeros((problem.size, problem.num_outputs))
+    """a_o = S_o^-1 y_o, zero where an output is not supervised; shape (T P, O)."""
+    dual, Q = np.zeros((problem.steps * problem.patterns, problem.num_outputs)), problem.read(C)
     for reading in problem.readings:
-        factor = _factor(C, reading, problem)
+        factor = _factor(Q, reading, problem)
         dual[np.ix_(reading.sites, reading.outputs)] = cho_solve(
             factor, reading.targets, check_finite=False
         )
@@ -48,9 +40,9 @@ def dual_targets(C: Floats, problem: Problem) -> Floats:
 
 def energy(C: Floats, problem: Problem) -> float:
     """1/2 sum_o y_o^T S_o^-1 y_o."""
-    total = 0.0
+    total, Q = 0.0, problem.read(C)
     for reading in problem.readings:
-        factor = _factor(C, reading, problem)[0]
+        factor = _factor(Q, reading, problem)[0]
         total += (
             np.sum(solve_triangular(factor, reading.targets, lower=True, check_finite=False) ** 2)
             / 2
@@ -59,66 +51,62 @@ def energy(C: Floats, problem: Problem) -> float:
 
 
 def force(C: Floats, problem: Problem) -> Floats:
-    """sv^2 M_V o sum_o a_o a_o^T = -2 d energy / dC, shape (d, d)."""
+    """-2 d energy / dC, shape (d, d)."""
     dual = dual_targets(C, problem)
-    return np.asarray(problem.over_sites(problem.readout) * (dual @ dual.T))
+    return problem.read_back(dual @ dual.T)
 
 
 class Stiffness:
-    """How the force answers to a change of C: by -sv^2 M_V o (b a^T + a b^T), b = S^-1 (sv^2 M_V o dC) a."""
+    """How the force answers to a change of C: by -Q^T(b a^T + a b^T), b = S^-1 Q(dC) a."""
 
     def __init__(self, C: Floats, problem: Problem) -> None:
-        self._problem = problem
+        self._problem, Q = problem, problem.read(C)
         self._parts = []
         for reading in problem.readings:
-            factor = _factor(C, reading, problem)
+            factor = _factor(Q, reading, problem)
             dual = cho_solve(factor, reading.targets, check_finite=False)
             self._parts.append((np.ix_(reading.sites, reading.sites), factor, dual))
-        self._readouts = [_readout(reading, problem) for reading in problem.readings]
 
     def __call__(self, dC: Floats) -> Floats:
         """-d force along dC, positive semi-definite; shape (d, d)."""
-        out = np.zeros_like(dC)
-        for (sites, factor, dual), readout in zip(self._parts, self._readouts, strict=True):
-            pull = cho_solve(factor, (readout * dC[sites]) @ dual, check_finite=False) @ dual.T
-            out[sites] += readout * (pull + pull.T)
-        return out
+        dQ = self._problem.read(dC)
+        out = np.zeros_like(dQ)
+        for sites, factor, dual in self._parts:
+            pull = cho_solve(factor, dQ[sites] @ dual, check_finite=False) @ dual.T
+            out[sites] += pull + pull.T
+        return self._problem.read_back(out)
 
     def solved(self, dC: Floats, values: Floats) -> Floats:
-        """S^-1 (sv^2 M_V o dC) v, output by output on its supervised sites; v and the result (d, O)."""
-        out = np.zeros_like(values)
-        for reading, (sites, factor, _), readout in zip(
-            self._problem.readings, self._parts, self._readouts, strict=True
-        ):
+        """S^-1 Q(dC) v, output by output where it is supervised; v and the result (T P, O)."""
+        out, dQ = np.zeros_like(values), self._problem.read(dC)
+        for reading, (sites, factor, _) in zip(self._problem.readings, self._parts, strict=True):
             own = np.ix_(reading.sites, reading.outputs)
-            out[own] = cho_solve(factor, (readout * dC[sites]) @ values[own], check_finite=False)
+            out[own] = cho_solve(factor, dQ[sites] @ values[own], check_finite=False)
         return out
 
 
 def log_determinant_slope(C: Floats, problem: Problem) -> Floats:
     """d/dC of 1/2 sum_o ln det S_o, shape (d, d)."""
-    slope = np.zeros_like(C)
+    Q = problem.read(C)
+    slope = np.zeros_like(Q)
     for reading in problem.readings:
-        factor = _factor(C, reading, problem)
+        factor = _factor(Q, reading, problem)
         inverse = cho_solve(factor, np.eye(len(reading.sites)), check_finite=False)
-        count = len(reading.outputs)
-        slope[np.ix_(reading.sites, reading.sites)] += (
-            count / 2 * _readout(reading, problem) * inverse
-        )
-    return slope
+        slope[np.ix_(reading.sites, reading.sites)] += len(reading.outputs) / 2 * inverse
+    return problem.read_back(slope)
 
 
-def mean_output(cross: Floats, steps: NDArray[np.int64], dual: Floats, problem: Problem) -> Floats:
-    """sv^2 (M_V o C)[*, .] a of sites at some steps, from C (n, d) between them and the task's sites."""
-    return np.asarray((problem.readout[np.ix_(steps, problem.step_of)] * cross) @ dual)
+def mean_output(C: Floats, dual: Floats, problem: Problem) -> Floats:
+    """Mean outputs Q(C) a, shape (T P, O)."""
+    return np.asarray(problem.read(C) @ dual)
 
 
 def output_variance(C: Floats, problem: Problem) -> Floats:
-    """Variance of the outputs given C and targets, in units of that of the noise; shape (d, O)."""
-    prior = problem.over_sites(problem.readout) * C
+    """Variance of the outputs given C and targets, in units of that of the noise; shape (T P, O)."""
+    prior = problem.read(C)
     variance = np.repeat(np.diag(prior)[:, None], problem.num_outputs, axis=1)
     for reading in problem.readings:
-        factor = _factor(C, reading, problem)[0]
+        factor = _factor(prior, reading, problem)[0]
         explained = np.sum(
             solve_triangular(factor, prior[reading.sites], lower=True, check_finite=False) ** 2,
             axis=0,
@@ -127,14 +115,10 @@ def output_variance(C: Floats, problem: Problem) -> Floats:
     return variance
 
 
-def _readout(reading: Readings, problem: Problem) -> Floats:
-    steps = problem.step_of[reading.sites]
-    return problem.readout[np.ix_(steps, steps)]
-
-
-def _factor(C: Floats, reading: Readings, problem: Problem) -> tuple[Floats, bool]:
+def _factor(Q: Floats, reading: Readings, problem: Problem) -> tuple[Floats, bool]:
     """Cholesky factor of S for `cho_solve`; NaN where rounding errors leave none, which solvers report."""
-    S = covariance(C, reading, problem)
+    prior, identity = Q[np.ix_(reading.sites, reading.sites)], np.eye(len(reading.sites))
+    S = output_covariance(prior, np.asarray(problem.noise), identity)
     try:
         return np.asarray(np.linalg.cholesky(S), np.float64), True
     except np.linalg.LinAlgError:

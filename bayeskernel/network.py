@@ -1,84 +1,24 @@
-"""What architecture is studied: width, activation, scales, and which weights are shared over steps.
-
-Steps are t = 1..T. The recurrent weights act from step 2 on, so their label at step 1 is never used.
-"""
+"""What architecture is studied: width, activation, scales, the graph of its nodes, and which weights are shared."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import jax
 import numpy as np
 
 from bayeskernel.activations import Activation, resolve
-from bayeskernel.errors import InputError, instance, integers, positive, positive_integer
+from bayeskernel.architectures import checked_leak, stacked
+from bayeskernel.errors import InputError, instance, positive, positive_integer
+from bayeskernel.graph import Graph
+from bayeskernel.sharing import Pattern, Sharing, checked_pattern
 from bayeskernel.tasks import Task
 
-Pattern: TypeAlias = str | Sequence[int]
 Scaling: TypeAlias = Literal["mean_field", "standard"]
-
-
-@dataclass(frozen=True)
-class StepLabels:
-    """Which weights act at which step: equal labels mean the same weights.
-
-    Labels are renumbered 0, 1, ... in order of first use, so two lists that describe the same
-    sharing give the same object. ``recurrent[0]`` is -1: no recurrent weights act at step 1.
-
-    Attributes
-    ----------
-    recurrent, input, readout
-        One label per step, length T.
-    """
-
-    recurrent: tuple[int, ...]
-    input: tuple[int, ...]
-    readout: tuple[int, ...]
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Number of distinct recurrent, input and readout weight sets."""
-        return max(self.recurrent) + 1, max(self.input) + 1, max(self.readout) + 1
-
-    def masks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """M_W, M_U, M_V of shape (T, T): True where two steps use the same weights."""
-        recurrent, inputs, readout = (
-            np.equal.outer(labels, labels)
-            for labels in (np.array(self.recurrent), np.array(self.input), np.array(self.readout))
-        )
-        return recurrent, inputs, readout
-
-
-@dataclass(frozen=True)
-class Sharing:
-    """Separate sharing patterns for the three kinds of weights.
-
-    Parameters
-    ----------
-    recurrent, input, readout
-        Each "tied" (one set of weights for all steps: an RNN), "untied" (a set per step: a DNN), or
-        a list of T integer labels, equal label = same weights.
-    """
-
-    recurrent: Pattern = "tied"
-    input: Pattern = "tied"
-    readout: Pattern = "tied"
-
-    def __post_init__(self) -> None:
-        for name in ("recurrent", "input", "readout"):
-            value = _checked_pattern(f"sharing.{name}", getattr(self, name))
-            object.__setattr__(self, name, value)
-
-    def labels(self, steps: int) -> StepLabels:
-        """Labels per step for a task of ``steps`` steps; lists must have that length."""
-        recurrent = _expand("sharing.recurrent", self.recurrent, steps)
-        return StepLabels(
-            recurrent=(-1, *_renumber(recurrent[1:])),
-            input=_renumber(_expand("sharing.input", self.input, steps)),
-            readout=_renumber(_expand("sharing.readout", self.readout, steps)),
-        )
+_SCALES = ("input_std", "recurrent_std", "readout_std", "noise")
 
 
 @dataclass(frozen=True)
@@ -87,8 +27,9 @@ class Network:
 
     The network and its prior (N = width, D = input dimension, t = 1..T)::
 
-        h[t,a] = W_t phi(h[t-1,a]) + U_t x[t,a],    phi(h[0,a]) = 0
-        W_ij ~ N(0, recurrent_std^2 / N),  U_ik ~ N(0, input_std^2 / D),  v_i ~ N(0, readout_std^2)
+        h[t,a] = (1 - leak) h[t-1,a] + leak (W_t phi(h[t-1,a]) + U_t x[t,a] + b_t),    h[0,a] = phi(h[0,a]) = 0
+        W_ij ~ N(0, recurrent_std^2 / N),  U_ik ~ N(0, input_std^2 / D),  b_i ~ N(0, bias_std^2),
+        v_i ~ N(0, readout_std^2)
 
     and for the two scalings::
 
@@ -104,16 +45,24 @@ class Network:
     sharing
         "tied" (RNN), "untied" (DNN), a list of T labels used for all weights, or a `Sharing`.
     input_std, recurrent_std, readout_std
-        Prior scales, in the units above; independent of width.
+        Prior scales, in the units above; independent of width. Weights between layers have ``recurrent_std``.
     noise
         kappa, the temperature: variance of the observation noise in the units above.
     scaling
         "mean_field" or "standard".
+    leak, layers, skip
+        Leak of the units, layers of a stacked RNN, and steps back that a layer reads itself beside the last one; see
+        `bayeskernel.architectures.stacked`.
+    bias_std
+        Prior scale of biases, shared over steps as the input weights are; 0 is none.
+    graph
+        Any other architecture; then sharing, leak, layers and skip are the graph's.
 
     Raises
     ------
     InputError
-        For a scale that is not a finite positive number, an unknown activation, sharing or scaling.
+        For a scale that is not a finite positive number, an unknown activation, sharing or scaling, a leak outside
+        (0, 1], a graph beside what it replaces.
     """
 
     width: int
@@ -124,66 +73,91 @@ class Network:
     readout_std: float = 1.0
     noise: float = 0.1
     scaling: Scaling = "mean_field"
+    leak: float = 1.0
+    layers: int = 1
+    skip: int | None = None
+    bias_std: float = 0.0
+    graph: Graph | None = None
     phi: Activation = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         set_(self, "width", positive_integer("width", self.width))
         set_(self, "phi", resolve(self.activation))
-        for name in ("input_std", "recurrent_std", "readout_std", "noise"):
+        for name in _SCALES:
             set_(self, name, positive(name, getattr(self, name)))
         if self.scaling not in ("mean_field", "standard"):
             raise InputError("scaling", "'mean_field' or 'standard'", repr(self.scaling))
         if not isinstance(self.sharing, Sharing):
-            set_(self, "sharing", _checked_pattern("sharing", self.sharing))
+            set_(self, "sharing", checked_pattern("sharing", self.sharing))
+        set_(self, "leak", checked_leak(self.leak))
+        set_(self, "layers", positive_integer("layers", self.layers))
+        if self.skip is not None:
+            set_(self, "skip", positive_integer("skip", self.skip, minimum=2))
+        biased = not (isinstance(self.bias_std, (int, float)) and self.bias_std == 0)
+        set_(self, "bias_std", positive("bias_std", self.bias_std) if biased else 0.0)
+        if self.graph is not None:
+            self._check_graph()
 
-    def labels(self, steps: int) -> StepLabels:
-        """Which weights act at which of ``steps`` steps."""
-        if isinstance(self.sharing, Sharing):
-            return self.sharing.labels(steps)
-        labels = _expand("sharing", self.sharing, steps)
-        return Sharing(labels, labels, labels).labels(steps)
+    def graph_of(self, steps: int) -> Graph:
+        """The graph of the network on tasks of some steps."""
+        if self.graph is None:
+            made = _stacked(steps, self.sharing, self.layers, self.leak, self.skip, self.bias_std > 0)
+            return made
+        if self.graph.steps != steps:
+            raise InputError("task", f"{self.graph.steps} steps, as the network's graph has", steps)
+        return self.graph
+
+    def standard_deviation(self, kind: str) -> float:
+        """Prior scale of a kind of weights: "recurrent", "input", "bias" or "readout"."""
+        return float(getattr(self, f"{kind}_std"))
 
     def describe(self) -> dict[str, object]:
         """Settings as plain JSON values, enough to recognise the network again."""
         sharing = self.sharing
         plain = vars(sharing) if isinstance(sharing, Sharing) else sharing
-        names = ("width", "input_std", "recurrent_std", "readout_std", "noise", "scaling")
+        names = ("width", *_SCALES, "scaling", "leak", "layers", "skip", "bias_std")
         return {
             **{name: getattr(self, name) for name in names},
             "activation": self.phi.name,
             "sharing": plain,
+            "graph": None if self.graph is None else self.graph.describe(),
         }
+
+    def _check_graph(self) -> None:
+        """Refuse a graph beside what it replaces, and biases of one without the other."""
+        graph = instance("graph", self.graph, Graph)
+        beside = (self.sharing, self.leak, self.layers, self.skip)
+        if beside != ("tied", 1.0, 1, None):
+            raise InputError("graph", "no sharing, leak, layers or skip beside it", beside)
+        if bool(graph.label_names["bias"]) != (self.bias_std > 0):
+            expected = "a positive number where the graph has biases, else 0"
+            raise InputError("bias_std", expected, self.bias_std)
+
+
+@lru_cache(maxsize=64)
+def _stacked(
+    steps: int,
+    sharing: Pattern | Sharing,
+    layers: int,
+    leak: float,
+    skip: int | None,
+    biases: bool,
+) -> Graph:
+    return stacked(steps, sharing, layers=layers, leak=leak, skip=skip, biases=biases)
 
 
 def check_problem(network: object, task: object) -> None:
-    """Refuse anything but a `Network` and a `Task` whose numbers of steps fit."""
-    steps = instance("task", task, Task).shape[0]
-    instance("network", network, Network).labels(steps)
-
-
-def _checked_pattern(argument: str, pattern: object) -> Pattern:
-    expected = "'tied', 'untied' or a list of integer labels, one per step"
-    if isinstance(pattern, str):
-        if pattern not in ("tied", "untied"):
-            raise InputError(argument, expected, repr(pattern))
-        return pattern
-    labels = integers(argument, pattern, expected)
-    if not labels:
-        raise InputError(argument, expected, repr(pattern))
-    return tuple(labels)
-
-
-def _expand(argument: str, pattern: Pattern, steps: int) -> tuple[int, ...]:
-    if pattern == "tied":
-        return (0,) * steps
-    if pattern == "untied":
-        return tuple(range(steps))
-    if len(pattern) != steps:
-        raise InputError(argument, f"{steps} labels, one per step", f"{len(pattern)}: {pattern}")
-    return tuple(int(label) for label in pattern)
-
-
-def _renumber(labels: tuple[int, ...]) -> tuple[int, ...]:
-    order = {label: index for index, label in enumerate(dict.fromkeys(labels))}
-    return tuple(order[label] for label in labels)
+    """Refuse anything but a `Network` and a `Task` whose steps fit."""
+    given = instance("task", task, Task)
+    graph = instance("network", network, Network).graph_of(given.shape[0])
+    for name, used, kind, column in (
+        ("inputs", np.any(given.inputs != 0, axis=(1, 2)), "input", 1),
+        ("targets", np.any(given.supervised, axis=(1, 2)), "readout", 0),
+    ):
+        there = {edge[column] for edge in graph.edges_of(kind)}
+        missing = [int(t) + 1 for t in np.flatnonzero(used) if t not in there]
+        if missing:
+            verb = "reads" if kind == "input" else "is read out at"
+            expected = f"{name} at steps that a node of the graph {verb}"
+            raise InputError("task", expected, f"{name} at steps {missing}")

@@ -1,16 +1,19 @@
 r"""What defines the posterior of a network on a task? Built once, used by sampling and by theory.
 
-A *site* is a (step, pattern) pair, site (t, a) has index t P + a, and d = T P. Kernels are (d, d) here.
-Recurrent weights of label l read step s at step t with G_l[t, s] = recurrent_std (patterns do not mix), and
-(docs/theory, section 1)
+A *site* is a (node, pattern) pair, site (n, a) has index n P + a, and d = m P for m nodes; of a chain, nodes are steps. Kernels
+are (d, d) here. With G_l, U_l and R_l, how strongly nodes and outputs read through the weights of a label (`graph`; patterns do
+not mix), prior scales included (docs/theory, sections 1 and 8)
 
-    K(C) = sum_l G_l C G_l^T + K_in        pre-activation kernel; K_in = M_U o su^2 X X^T / D
-    B -> sum_l G_l^T B G_l                 the adjoint of its linear part
-    S(C) = sv^2 M_V o C + kappa 1          output covariance on supervised sites (times N in mean-field scaling)
+    K(C) = sum_l G_l C G_l^T + K_in        pre-activation kernel; K_in = sum_l U_l (X X^T / D) U_l^T
+    Q(C) = sum_l R_l C R_l^T               covariance of outputs (t, a) under the prior, times N in mean-field scaling
+    S(C) = Q(C) + kappa 1                  on supervised outputs
+
+and the adjoints B -> sum_l G_l^T B G_l, A -> sum_l R_l^T A R_l.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,6 +24,7 @@ from scipy.sparse import csr_array, kron
 
 from bayeskernel.activations import Activation
 from bayeskernel.gauge import SignSymmetry, sign_symmetry
+from bayeskernel.graph import Graph
 from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
 
@@ -29,12 +33,12 @@ Ints = NDArray[np.int64]
 
 
 class Readings(NamedTuple):
-    """Outputs that are supervised at the same sites.
+    """Outputs that are supervised at the same (step, pattern) pairs.
 
     Attributes
     ----------
     sites
-        Shape (n,).
+        Pairs t P + a, shape (n,).
     outputs
         Which of the network's outputs, shape (o,).
     targets
@@ -56,14 +60,14 @@ class Problem:
         Activation and N.
     mean_field
         Scaling: in mean-field scaling data move the kernel, in standard scaling only at order 1/N.
-    steps, patterns, num_outputs
-        T, P, O.
+    nodes, steps, patterns, num_outputs
+        m, T, P, O.
     gain
-        sum_l G_l x G_l over pairs of steps: K's block (t, s) from C's blocks, shape (T^2, T^2).
+        sum_l G_l x G_l over pairs of nodes: K's blocks from C's blocks, shape (m^2, m^2).
     input_kernel
         K_in, shape (d, d).
     readout
-        sv^2 M_V, shape (T, T).
+        sum_l R_l x R_l: Q's blocks from C's blocks, shape (T^2, m^2).
     noise
         kappa.
     readings
@@ -75,25 +79,26 @@ class Problem:
     phi: Activation
     width: int
     mean_field: bool
+    nodes: int
     steps: int
     patterns: int
     num_outputs: int
     gain: csr_array
     input_kernel: Floats
-    readout: Floats
+    readout: csr_array
     noise: float
     readings: tuple[Readings, ...]
     symmetry: SignSymmetry
 
     @property
     def size(self) -> int:
-        """Number of sites, d = T P."""
-        return self.steps * self.patterns
+        """Number of sites, d = m P."""
+        return self.nodes * self.patterns
 
     @cached_property
-    def step_of(self) -> Ints:
-        """Step of every site, counted from zero; shape (d,)."""
-        return np.repeat(np.arange(self.steps), self.patterns)
+    def node_of(self) -> Ints:
+        """Node of every site, shape (d,)."""
+        return np.repeat(np.arange(self.nodes), self.patterns)
 
     def preactivation_kernel(self, C: Floats) -> Floats:
         """K(C)."""
@@ -101,50 +106,61 @@ class Problem:
 
     def fed(self, C: Floats) -> Floats:
         """sum_l G_l C G_l^T, the linear part of K."""
-        return self._joined(self.gain @ self._blocks(C))
+        return self._joined(self.gain @ self._blocks(C, self.nodes))
 
     def fed_back(self, B: Floats) -> Floats:
         """sum_l G_l^T B G_l, the adjoint of `fed`."""
-        return self._joined(self.gain.T @ self._blocks(B))
+        return self._joined(self.gain.T @ self._blocks(B, self.nodes))
+
+    def read(self, C: Floats) -> Floats:
+        """Q(C), shape (T P, T P)."""
+        return self._joined(self.readout @ self._blocks(C, self.nodes))
+
+    def read_back(self, A: Floats) -> Floats:
+        """sum_l R_l^T A R_l, the adjoint of `read`."""
+        return self._joined(self.readout.T @ self._blocks(A, self.steps))
 
     @cached_property
     def supervised(self) -> NDArray[np.bool_]:
-        """Pairs of steps whose blocks of C the targets act on, shape (T, T)."""
-        acts = np.zeros((self.steps, self.steps), bool)
+        """Pairs of nodes whose blocks of C the targets act on, shape (m, m)."""
+        acts = np.zeros((self.steps, self.steps))
         for reading in self.readings:
-            steps = np.unique(self.step_of[reading.sites])
-            acts[np.ix_(steps, steps)] = True
-        return acts & (self.readout > 0)
+            steps = np.unique(reading.sites // self.patterns)
+            acts[np.ix_(steps, steps)] = 1.0
+        return np.asarray(self.readout.T @ acts.ravel() > 0).reshape(self.nodes, self.nodes)
 
     @cached_property
     def coupled(self) -> NDArray[np.bool_]:
-        """Pairs of steps that correlated inputs, or a readout shared between targets, couple; (T, T)."""
-        driven = self._blocks(self.input_kernel).any(axis=1).reshape(self.steps, self.steps)
-        return np.asarray(driven | self.supervised)
+        """Pairs of nodes that correlated inputs, or a readout shared between targets, couple; (m, m)."""
+        driven = self._blocks(self.input_kernel, self.nodes).any(axis=1)
+        return np.asarray(driven.reshape(self.nodes, self.nodes) | self.supervised)
 
     @cached_property
     def even(self) -> NDArray[np.bool_]:
-        """Pairs of steps whose block of C keeps its sign under every sign flip, shape (T, T)."""
+        """Pairs of nodes whose block of C keeps its sign under every sign flip, shape (m, m)."""
         return self.parity == 0
 
     @cached_property
     def parity(self) -> Ints:
-        """Tells apart how sign flips act on the blocks of C; zero where none changes the sign. (T, T)."""
-        parity = np.zeros((self.steps, self.steps), np.int64)
-        for bit, signs in enumerate(self.symmetry.generators):
-            parity |= np.not_equal.outer(signs, signs).astype(np.int64) << bit
-        return parity
+        """Tells apart how sign flips act on the blocks of C; zero where none changes the sign. (m, m)."""
+        signs = self.symmetry.generators
+        # Which generators change the sign of a pair, as one number for every such set.
+        changed = (signs[:, :, None] != signs[:, None, :]).reshape(len(signs), -1)
+        _, first, number = np.unique(changed, axis=1, return_index=True, return_inverse=True)
+        unchanged = ~changed[:, first].any(axis=0)
+        numbers = np.where(unchanged, 0, np.arange(1, len(first) + 1))
+        return np.asarray(numbers[number.ravel()].reshape(self.nodes, self.nodes))
 
     def over_sites(self, blocks: NDArray[Any]) -> NDArray[Any]:
-        """A (T, T) array repeated for every pair of patterns, shape (d, d)."""
-        return blocks[np.ix_(self.step_of, self.step_of)]
+        """An (m, m) array repeated for every pair of patterns, shape (d, d)."""
+        return blocks[np.ix_(self.node_of, self.node_of)]
 
     def tensor(self, matrix: Floats) -> Floats:
-        """(d, d) -> (T, P, T, P), the shape that users see."""
-        return matrix.reshape(self.steps, self.patterns, self.steps, self.patterns)
+        """(d, d) -> (m, P, m, P), the shape that users see."""
+        return matrix.reshape(self.nodes, self.patterns, self.nodes, self.patterns)
 
     def matrix(self, tensor: Floats) -> Floats:
-        """(T, P, T, P) -> (d, d)."""
+        """(m, P, m, P) -> (d, d)."""
         return np.asarray(tensor, np.float64).reshape(self.size, self.size)
 
     def scaled(self, signal: float) -> Problem:
@@ -152,47 +168,65 @@ class Problem:
         readings = tuple(r._replace(targets=signal * r.targets) for r in self.readings)
         return replace(self, readings=readings)
 
-    def _blocks(self, matrix: Floats) -> Floats:
-        """(d, d) -> (T^2, P^2), one row a pair of steps."""
-        return self.tensor(matrix).transpose(0, 2, 1, 3).reshape(self.steps**2, -1)
+    def _blocks(self, matrix: Floats, parts: int) -> Floats:
+        """Blocks of a matrix as rows, (parts^2, P^2)."""
+        P = self.patterns
+        return matrix.reshape(parts, P, parts, P).transpose(0, 2, 1, 3).reshape(parts**2, -1)
 
     def _joined(self, blocks: Floats) -> Floats:
-        T, P = self.steps, self.patterns
-        return blocks.reshape(T, T, P, P).transpose(0, 2, 1, 3).reshape(self.size, self.size)
+        P, parts = self.patterns, math.isqrt(len(blocks))
+        return blocks.reshape(parts, parts, P, P).transpose(0, 2, 1, 3).reshape(2 * (parts * P,))
 
 
 def problem(network: Network, task: Task) -> Problem:
     """Collect the arrays of a network on a task, in float64."""
     check_problem(network, task)
-    steps, patterns, features, outputs = task.shape
-    _, shared_input, shared_readout = network.labels(steps).masks()
-    inputs = task.inputs.reshape(steps * patterns, features)
-    drive = network.input_std**2 * (inputs @ inputs.T) / features
+    steps, patterns, _, outputs = task.shape
+    graph = network.graph_of(steps)
     return Problem(
         phi=network.phi,
         width=network.width,
         mean_field=network.scaling == "mean_field",
+        nodes=graph.size,
         steps=steps,
         patterns=patterns,
         num_outputs=outputs,
-        gain=recurrent_gain(network, steps),
-        input_kernel=drive * np.kron(shared_input, np.ones((patterns, patterns))),
-        readout=network.readout_std**2 * shared_readout,
+        gain=_pairs(weight_maps(network, graph, "recurrent")),
+        input_kernel=input_kernel(network, graph, task.inputs),
+        readout=_pairs(weight_maps(network, graph, "readout")),
         noise=network.noise,
         readings=_readings(task),
         symmetry=sign_symmetry(network, task),
     )
 
 
-def recurrent_gain(network: Network, steps: int) -> csr_array:
-    """sum_l G_l x G_l of a chain: step t reads step t - 1 with the weights of its label."""
-    labels = np.array(network.labels(steps).recurrent)
-    total = csr_array((steps**2, steps**2))
-    for label in range(max(labels) + 1):
-        writes = np.flatnonzero(labels == label)
-        strength = np.full(len(writes), network.recurrent_std)
-        G = csr_array((strength, (writes, writes - 1)), shape=(steps, steps))
-        total = total + kron(G, G, format="csr")
+def weight_maps(network: Network, graph: Graph, kind: str) -> Floats:
+    """G_l, U_l, R_l or those of biases: what reads what through a label, times its prior scale; see `Graph.maps`."""
+    return network.standard_deviation(kind) * graph.maps(kind)
+
+
+def input_kernel(network: Network, graph: Graph, inputs: Floats) -> Floats:
+    """K_in of inputs (T, P, D) and biases, shape (d, d)."""
+    patterns = inputs.shape[1]
+    read = read_inputs(network, graph, inputs)
+    K = np.einsum("lnad,lmbd->namb", read, read, optimize=True)
+    for bias in weight_maps(network, graph, "bias"):
+        K += (bias @ bias.T)[:, None, :, None]
+    return K.reshape(2 * (graph.size * patterns,))
+
+
+def read_inputs(network: Network, graph: Graph, inputs: Floats) -> Floats:
+    """U_l x / sqrt(D) for every label of inputs (T, P, D), shape (labels, nodes, P, D)."""
+    maps = weight_maps(network, graph, "input") / np.sqrt(inputs.shape[2])
+    return np.einsum("lnt,tad->lnad", maps, inputs, optimize=True)
+
+
+def _pairs(maps: Floats) -> csr_array:
+    """sum_l G_l x G_l."""
+    count, rows, columns = maps.shape
+    total = csr_array((rows**2, columns**2))
+    for G in maps:
+        total = total + kron(csr_array(G), csr_array(G), format="csr")
     return csr_array(total)
 
 

@@ -147,7 +147,7 @@ def tied_only_curvature(network: Network, untied: MeanField) -> tuple[float, Flo
         C[block], Y[block], B[block] = law.C, law.Y, law.B
     together = (Gaussian(groups(tied, joined=True)[0]),)
     saddle = Saddle(tied, Point(C, own.point.Ct, together, False), laws=(Wick(0.0, C, Y, B),))
-    apart = np.asarray(tied.over_sites(~np.eye(tied.steps, dtype=bool)))
+    apart = np.asarray(tied.over_sites(~np.eye(tied.nodes, dtype=bool)))
 
     def product(x: Floats) -> Floats:
         # Within steps another law holds; those entries do not mix with the others.

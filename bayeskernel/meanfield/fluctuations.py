@@ -203,7 +203,7 @@ class Fluctuations:
 
 
 class _Outputs:
-    """Derivatives of the mean outputs f = sv^2 (M_V o C) S^-1 y in C."""
+    """Derivatives of the mean outputs f = Q(C) S^-1 y in C."""
 
     def __init__(self, C: Floats, problem: Problem) -> None:
         self._C, self._problem = C, problem
@@ -223,15 +223,23 @@ class _Outputs:
 
     def apart(self, apart: NDArray[np.bool_]) -> Floats:
         """Variance of outputs that read, through a shared readout, targets of an independent group."""
-        weight = np.where(apart, self._problem.over_sites(self._problem.readout), 0.0)
-        if not np.any(weight):
+        problem, T, P = self._problem, self._problem.steps, self._problem.patterns
+        weights = problem.readout.toarray().reshape(T, T, problem.nodes, problem.nodes)
+        weights = weights * apart[::P, ::P]
+        if not np.any(weights):
             return np.zeros_like(self.dual)
-        reads = weight[:, :, None] * self.dual
-        read = np.einsum("iso,st,ito->io", reads, self._C, reads, optimize=True)
-        return np.diag(self._C)[:, None] * read
+        # What multiplies C[(n, a), (m, b)] in the output at step t; C there is a mean of N independent products.
+        pull = np.einsum("tsnm,sbo->tonmb", weights, self.dual.reshape(T, P, -1), optimize=True)
+        pull = pull.reshape(*pull.shape[:3], -1)
+        through = pull @ self._C
+        own = np.einsum("naka->ank", problem.tensor(self._C))
+        pairs = np.einsum("ank,tonk->tao", own, through @ pull.swapaxes(2, 3), optimize=True)
+        crossed = through.reshape(*through.shape[:3], -1, P)
+        pairs += np.einsum("tokna,tonka->tao", crossed, crossed, optimize=True)
+        return pairs.reshape(self.dual.shape)
 
     def _read(self, C: Floats, dual: Floats) -> Floats:
-        return mean_output(C, self._problem.step_of, dual, self._problem)
+        return mean_output(C, dual, self._problem)
 
 
 def _thinned(point: Point) -> Point:

@@ -35,7 +35,7 @@ def free_energy(network: Network, task: Task, kernel: Floats) -> float:
         raise InputError("activation", "'linear' for the Gaussian theory", network.phi.name)
     if not np.any(task.inputs):
         raise InputError("inputs", "at least one input that is not zero", "all zero")
-    shape = (posed.steps, posed.patterns, posed.steps, posed.patterns)
+    shape = (posed.nodes, posed.patterns, posed.nodes, posed.patterns)
     kernel = real_array("kernel", kernel, (4,), str(shape))
     if kernel.shape != shape:
         raise InputError("kernel", f"shape {shape}", f"shape {kernel.shape}")

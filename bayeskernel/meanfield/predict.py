@@ -1,6 +1,6 @@
 r"""What does the theory predict at unsupervised steps and for new patterns?
 
-At leading order f*[t,a] = sv^2 (M_V o C)[*, supervised] a with a_o = S_o^-1 y_o. New patterns enter as extra sites that data do
+At leading order f* = Q(C)[*, supervised] a with a_o = S_o^-1 y_o. New patterns enter as extra sites that data do
 not act on: the tilt of their law is zero there. For a linear network that gives, step by step,
 
     C[*, .] = K[*, .] (1 + B K),      C[*, *] = K[*, *] + K[*, .] B K[., *];
@@ -39,7 +39,7 @@ class Prediction(NamedTuple):
     mean
         Network output at leading order in N, shape (T, P*, O).
     kernel
-        Kernel among the new patterns, shape (T, P*, T, P*).
+        Kernel among the new patterns, shape (T, P*, T, P*); of other graphs, nodes take the place of steps.
     cross_kernel
         Kernel between new and training patterns, shape (T, P*, T, P).
     monte_carlo_error
@@ -87,17 +87,20 @@ def predict(saddle: Saddle, joint: Problem) -> Prediction:
     problem, C = saddle.problem, extended(saddle, joint).C
     is_old = trained_sites(saddle, joint)
     old, new = np.flatnonzero(is_old), np.flatnonzero(~is_old)
-    dual, T, extra = dual_targets(saddle.point.C, problem), joint.steps, len(new) // joint.steps
-    means = [mean_output(one[np.ix_(new, old)], joint.step_of[new], dual, problem) for one in C]
-    outputs = np.array(means).reshape(len(C), T, extra, -1)
+    dual, T, m = dual_targets(saddle.point.C, problem), joint.steps, joint.nodes
+    trained = np.arange(T * joint.patterns) % joint.patterns < problem.patterns
+    everywhere = np.zeros((len(trained), problem.num_outputs))
+    everywhere[trained] = dual
+    means = [mean_output(one, everywhere, joint)[~trained] for one in C]
+    outputs = np.array(means).reshape(len(C), T, joint.patterns - problem.patterns, -1)
     error = np.zeros_like(outputs[0])
     if len(C) > 1:
         error = outputs.std(0, ddof=1) / np.sqrt(len(C))
     average = C.mean(0)
     return Prediction(
         outputs.mean(0),
-        average[np.ix_(new, new)].reshape(T, extra, T, extra),
-        average[np.ix_(new, old)].reshape(T, extra, T, problem.patterns),
+        average[np.ix_(new, new)].reshape(2 * (m, len(new) // m)),
+        average[np.ix_(new, old)].reshape(m, len(new) // m, m, problem.patterns),
         error,
     )
 
@@ -109,8 +112,8 @@ def _linear(saddle: Saddle, joint: Problem, old: Ints) -> Floats:
         sites = old[nodes.sites.members]
         B[np.ix_(sites, sites)] = law.B
     C[np.ix_(old, old)] = saddle.point.C
-    for t in range(joint.steps):
-        known = (joint.step_of <= t) | np.isin(np.arange(joint.size), old)
+    for n in range(joint.nodes):
+        known = (joint.node_of <= n) | np.isin(np.arange(joint.size), old)
         K = joint.preactivation_kernel(C)
         C[np.ix_(known, known)] = (K + K @ B @ K)[np.ix_(known, known)]
         C[np.ix_(old, old)] = saddle.point.C
@@ -128,13 +131,13 @@ def _drawn(
     # h* is drawn given all training sites: data do not act on it.
     sites, met = Conditioner(NULL_SHARE["exact"]), np.zeros(0, np.int64)
     K = joint.preactivation_kernel(C)
-    for t in range(joint.steps):
-        now = old[joint.step_of[old] == t]
+    for n in range(joint.nodes):
+        now = old[joint.node_of[old] == n]
         met = np.concatenate([met, now])
         sites.append(K[np.ix_(now, met)])
     white = sites.whiten(h[:, met[sites.pivots]].T)
-    for t in range(joint.steps):
-        now = np.setdiff1d(np.flatnonzero(joint.step_of == t), old)
+    for n in range(joint.nodes):
+        now = np.setdiff1d(np.flatnonzero(joint.node_of == n), old)
         met = np.concatenate([met, now])
         gain, root = sites.append(joint.preactivation_kernel(C)[np.ix_(now, met)])
         half = rng.standard_normal((root.shape[1], _DRAWS // 2))

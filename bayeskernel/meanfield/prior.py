@@ -23,7 +23,7 @@ _QUADRATURE_NODES = 96
 
 
 def prior_kernel(network: Network, task: Task) -> Floats:
-    """C of the infinitely wide network under its prior, shape (T, P, T, P), float64."""
+    """C of the infinitely wide network under its prior, shape (T, P, T, P), for other graphs (nodes, P, nodes, P); float64."""
     posed = problem(network, task)
     return posed.tensor(prior_recursion(posed))
 
@@ -31,8 +31,8 @@ def prior_kernel(network: Network, task: Task) -> Floats:
 def prior_recursion(problem: Problem) -> Floats:
     """Iterate C <- <phi phi^T>_{N(0, K(C))}; exact after T rounds, as K only looks back. Shape (d, d)."""
     C = np.zeros((problem.size, problem.size))
-    for t in range(problem.steps):
-        now, known = problem.step_of == t, problem.step_of <= t
+    for n in range(problem.nodes):
+        now, known = problem.node_of == n, problem.node_of <= n
         K = problem.preactivation_kernel(C)
         C[np.ix_(now, known)] = gaussian_average(problem.phi, K, now, known)
         own = np.ix_(now, now)

@@ -1,6 +1,6 @@
 r"""Which sites of a task are correlated in one unit, and which kernel entries matter among them?
 
-Steps that share no weights and no target are independent under the law q of one unit; each such *group* of sites has a law of
+Nodes that share no weights and no target are independent under the law q of one unit; each such *group* of sites has a law of
 its own. Within a group only entries of C that K or S read have a conjugate; the others are averages that follow.
 
 Symmetric matrices are also written as vectors of their entries on and above the diagonal, off-diagonal ones times sqrt(2), so
@@ -113,8 +113,8 @@ def groups(
     read = np.asarray(problem.over_sites(read_blocks(problem)))
     parities = np.asarray(problem.over_sites(problem.parity))
     out = []
-    for steps in [np.arange(problem.steps)] if joined else correlated_steps(problem):
-        index = np.flatnonzero(np.isin(problem.step_of, steps))
+    for nodes in [np.arange(problem.nodes)] if joined else correlated_nodes(problem):
+        index = np.flatnonzero(np.isin(problem.node_of, nodes))
         block = np.ix_(index, index)
         pivots, follow = np.arange(len(index)), np.eye(len(index))
         if not problem.phi.linear:  # whose law needs none
@@ -132,18 +132,17 @@ def _span(sites: NDArray[np.bool_]) -> slice:
 
 
 def read_blocks(problem: Problem) -> NDArray[np.bool_]:
-    """Pairs of steps whose block of C is read by K or S, shape (T, T)."""
-    T = problem.steps
-    by_K = np.asarray(abs(problem.gain).sum(axis=0)).reshape(T, T) > 0
+    """Pairs of nodes whose block of C is read by K or S, shape (m, m)."""
+    by_K = np.asarray(abs(problem.gain).sum(axis=0)).reshape(2 * (problem.nodes,)) > 0
     return np.asarray(by_K | problem.supervised)
 
 
-def correlated_steps(problem: Problem) -> list[Ints]:
-    """Steps joined by shared recurrent weights, correlated inputs or a readout shared between targets."""
-    T = problem.steps
-    by_K = np.asarray(abs(problem.gain).sum(axis=1)).reshape(T, T) > 0
-    # Where K couples two steps, C at the steps it reads has a conjugate there.
-    joined = by_K | read_blocks(problem) | problem.coupled | np.eye(T, dtype=bool)
-    for _ in range(T.bit_length()):
+def correlated_nodes(problem: Problem) -> list[Ints]:
+    """Nodes joined by shared weights or carries, correlated inputs or a readout shared between targets."""
+    m = problem.nodes
+    by_K = np.asarray(abs(problem.gain).sum(axis=1)).reshape(m, m) > 0
+    # Where K couples two nodes, C at the nodes they read has a conjugate there.
+    joined = by_K | read_blocks(problem) | problem.coupled | np.eye(m, dtype=bool)
+    for _ in range(m.bit_length()):
         joined = joined @ joined
-    return [np.flatnonzero(row) for t, row in enumerate(joined) if not np.any(joined[t, :t])]
+    return [np.flatnonzero(row) for n, row in enumerate(joined) if not np.any(joined[n, :n])]

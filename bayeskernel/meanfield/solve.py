@@ -343,7 +343,7 @@ def mean_field(network: Network, task: Task, solutions: Sequence[Solution]) -> M
     saddle, best = solutions[0].saddle, branches[0]
     own, C = saddle.problem, saddle.point.C
     with np.errstate(all="ignore"):
-        output = mean_output(C, own.step_of, dual_targets(C, own), own)
+        output = mean_output(C, dual_targets(C, own), own)
     return MeanField(
         network=network,
         task=task,

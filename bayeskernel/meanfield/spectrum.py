@@ -1,15 +1,14 @@
 r"""Which eigenvalues and singular values leave the bulk of the recurrent weights?
 
-Given pre-activations, W is pinned on the activities it reads, W phi_in = g with g = h - U x, and free
-elsewhere. With C_in = <phi_in phi_in^T>, G = <phi_in g^T>, H = <g g^T> (the sites W reads and the sites
-it writes), in the limit N -> infinity (docs/theory, section 7, derived here)
+Given pre-activations, W is pinned on the activities it reads, W phi_in = g, and free elsewhere. With C_in = <phi_in phi_in^T>,
+G = <phi_in g^T>, H = <g g^T>, in the limit N -> infinity (docs/theory, section 7, derived here)
 
     eigenvalues of C_in^-1 G outside the circle |l| = sw are outliers of W, others drown in it;
     singular values: theta^2 an eigenvalue of C_in^-1 H gives a spike at theta^2 / sqrt(theta^2 - sw^2)
     if theta^2 > 2 sw^2; the bulk ends at 2 sw.
 
-Given h, g has mean K_W u with u = K^+ h and K_W the recurrent part of K; <phi u^T> = Y and <u u^T> = B + K^+ are known
-from the law of one unit.
+Of a chain g = h - U x. In general the weights of label l enter h by G_l phi, so given h, g is Gaussian with mean X^T u, u = K^+ h
+and X = <h g^T> = sw G_l C; <phi u^T> = Y and <u u^T> = B + K^+ are known from the law of one unit.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from scipy.linalg import pinvh
 
 from bayeskernel.meanfield.saddle import Saddle
 from bayeskernel.network import Network
+from bayeskernel.problem import weight_maps
 
 Floats = NDArray[np.float64]
 
@@ -35,46 +35,52 @@ class Outliers(NamedTuple):
     Attributes
     ----------
     steps
-        Steps (from 1) at which the matrix acts.
+        Steps (from 1) of the nodes at which the matrix acts.
     radius
-        sw, radius of the bulk of eigenvalues; the bulk of singular values ends at twice that.
+        sw, with the label's scale; radius of the bulk of eigenvalues; the bulk of singular values ends at twice that.
     eigenvalues
         Outliers outside the radius, largest first; complex ones come in pairs.
     singular_values
         Spikes above twice the radius, largest first.
+    label
+        Of the weights.
     """
 
     steps: tuple[int, ...]
     radius: float
     eigenvalues: NDArray[np.complex128]
     singular_values: Floats
+    label: str
 
 
 def outliers(network: Network, saddle: Saddle) -> tuple[Outliers, ...]:
     """Predict the outliers of every recurrent weight matrix, in the order of its first use."""
     problem, C = saddle.problem, saddle.point.C
-    recurrent = problem.fed(C)
+    graph, patterns = network.graph_of(problem.steps), problem.patterns
     Y, B = np.zeros((2, *C.shape))
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
         Y[nodes.sites.block], B[nodes.sites.block] = law.Y, law.B
-    # <g g^T> = K_W <u u^T> K_W + K_W - K_W K^+ K_W.
-    written = recurrent @ B @ recurrent + recurrent
-    labels, patterns = np.array(network.labels(problem.steps).recurrent), problem.patterns
+    edges, maps = graph.edges_of("recurrent"), weight_maps(network, graph, "recurrent")
+    stds = network.recurrent_std * graph.scales_of("recurrent")
     predicted = []
-    for label in dict.fromkeys(labels[1:].tolist()):
-        acts = np.flatnonzero(labels == label)
-        writes = (acts[:, None] * patterns + np.arange(patterns)).ravel()
-        reads = writes - patterns
-        inverse = pinvh(C[np.ix_(reads, reads)], rtol=_NULL)
-        G = (Y @ recurrent)[np.ix_(reads, writes)]
-        eigenvalues = np.linalg.eigvals(inverse @ G).astype(np.complex128)
-        eigenvalues = eigenvalues[np.abs(eigenvalues) > network.recurrent_std]
+    for label, (G_l, std) in enumerate(zip(maps, stds, strict=True)):
+        own = [edge for edge in edges if edge.label == label]
+        sources = sorted({edge.source for edge in own})
+        reads = (np.array(sources)[:, None] * patterns + np.arange(patterns)).ravel()
+        C_in = C[np.ix_(reads, reads)]
+        # <h g^T>, g = W phi_in, and <g g^T> = X^T <u u^T> X + sw^2 C_in - X^T K^+ X.
+        X = std * np.kron(G_l, np.eye(patterns)) @ C[:, reads]
+        written = X.T @ B @ X + std**2 * C_in
+        inverse = pinvh(C_in, rtol=_NULL)
+        eigenvalues = np.linalg.eigvals(inverse @ (Y @ X)[reads]).astype(np.complex128)
+        eigenvalues = eigenvalues[np.abs(eigenvalues) > std]
         predicted.append(
             Outliers(
-                tuple(int(t) + 1 for t in acts),
-                network.recurrent_std,
+                tuple(sorted({int(graph.places_of_nodes[edge.target, 1]) for edge in own})),
+                float(std),
                 eigenvalues[np.argsort(-np.abs(eigenvalues))],
-                _spikes(inverse @ written[np.ix_(writes, writes)], network.recurrent_std),
+                _spikes(inverse @ written, std),
+                graph.label_names["recurrent"][label],
             )
         )
     return tuple(predicted)
