@@ -88,11 +88,9 @@ def residual(depth: int, sharing: Pattern | Sharing = "untied") -> Graph:
     labels = labels_of(sharing, depth)
     nodes = [f"h{t + 1}" for t in range(depth)]
     triples = [("x1", "h1", "U0")]
-    triples += [
-        (nodes[t - 1], nodes[t], f"W{labels.recurrent[t]}") for t in range(1, depth)
-    ]
+    triples += [(nodes[t - 1], nodes[t], f"W{labels.recurrent[t]}") for t in range(1, depth)]
     triples.append((nodes[-1], f"y{depth}", "V0"))
-    carries = {(before, after): 1.0 for before, after in zip(nodes, nodes[1:], strict=False)}
+    carries = dict.fromkeys(zip(nodes, nodes[1:], strict=False), 1.0)
     return _graph(nodes, triples, carries=carries)
 
 
@@ -120,7 +118,11 @@ def bidirectional(steps: int, sharing: Pattern | Sharing = "tied") -> Graph:
             triples.append((f"{name}{t + 1}", f"y{t + 1}", f"V{name}{labels.readout[t]}"))
     forwards = [f"f{t + 1}" for t in range(steps)]
     backwards = [f"b{t + 1}" for t in range(steps)]
-    places = {name: (k + 1, t + 1) for k, names in enumerate((forwards, backwards)) for t, name in enumerate(names)}
+    places = {
+        name: (k + 1, t + 1)
+        for k, names in enumerate((forwards, backwards))
+        for t, name in enumerate(names)
+    }
     return _graph([*forwards, *reversed(backwards)], triples, places=places)
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bayeskernel.errors import InputError, mapping, positive
+from bayeskernel.errors import InputError, positive
 
 Floats = NDArray[np.float64]
 BIAS = "1"
@@ -83,7 +83,9 @@ class Graph:
         if len(labels) != len(edges):
             raise InputError("labels", f"{len(edges)} labels, one per edge", len(labels))
         _check_ends(nodes, edges)
-        _check_repeated(edges, labels)
+        if len(set(edges)) < len(edges):
+            twice = next(edge for edge in edges if edges.count(edge) > 1)
+            raise InputError("edges", "every edge once", f"{twice} {edges.count(twice)} times")
         _check_shapes(edges, labels)
         carries = _factors("carries", self.carries, edges=nodes)
         set_(self, "scales", _factors("scales", self.scales, known=labels))
@@ -108,19 +110,19 @@ class Graph:
 
     @cached_property
     def label_names(self) -> dict[str, tuple[str, ...]]:
-        """Labels of every kind, "recurrent", "input", "bias" and "readout", in order of first use."""
+        """Labels of every kind, "recurrent", "input", "bias" and "readout", in order of first use by `edges_of`."""
         names: dict[str, dict[str, None]] = {kind: {} for kind in _KINDS}
-        for edge, label in zip(self.edges, self.labels, strict=True):
-            names[_kind(edge)][label] = None
+        for _, _, kind, label in self._sorted:
+            names[kind][label] = None
         return {kind: tuple(found) for kind, found in names.items()}
 
     def edges_of(self, kind: str) -> tuple[Edge, ...]:
-        """Edges of a kind by positions."""
+        """Edges of a kind by positions, sorted by target and source."""
         names = self.label_names[kind]
         return tuple(
-            Edge(self._position(edge[1]), self._position(edge[0]), names.index(label))
-            for edge, label in zip(self.edges, self.labels, strict=True)
-            if _kind(edge) == kind
+            Edge(target, source, names.index(label))
+            for target, source, own, label in self._sorted
+            if own == kind
         )
 
     def scales_of(self, kind: str) -> Floats:
@@ -166,6 +168,14 @@ class Graph:
     def describe(self) -> dict[str, Any]:
         """The graph as plain JSON values; ``Graph(**described)`` makes it again."""
         return {name: _plain(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    @cached_property
+    def _sorted(self) -> list[tuple[int, int, str, str]]:
+        """Target, source, kind and label of every edge, sorted."""
+        return sorted(
+            (self._position(edge[1]), self._position(edge[0]), _kind(edge), label)
+            for edge, label in zip(self.edges, self.labels, strict=True)
+        )
 
     def _position(self, name: str) -> int:
         outside = _OUTSIDE.fullmatch(name)
@@ -242,14 +252,6 @@ def _check_ends(nodes: tuple[str, ...], edges: tuple[tuple[str, str], ...]) -> N
             )
 
 
-def _check_repeated(edges: tuple[tuple[str, str], ...], labels: tuple[str, ...]) -> None:
-    seen = set()
-    for edge, label in zip(edges, labels, strict=True):
-        if (edge, label) in seen:
-            raise InputError("edges", "every edge with its label once", f"{edge} twice")
-        seen.add((edge, label))
-
-
 def _check_shapes(edges: tuple[tuple[str, str], ...], labels: tuple[str, ...]) -> None:
     kinds: dict[str, str] = {}
     for edge, label in zip(edges, labels, strict=True):
@@ -289,9 +291,7 @@ def _items(argument: str, values: object) -> list[tuple[Any, Any]]:
     if isinstance(values, (tuple, list)) and all(
         isinstance(item, (tuple, list)) and len(item) == 2 for item in values
     ):
-        return [
-            (tuple(key) if isinstance(key, list) else key, value) for key, value in values
-        ]
+        return [(tuple(key) if isinstance(key, list) else key, value) for key, value in values]
     raise InputError(argument, "a mapping", repr(values))
 
 

@@ -1,10 +1,10 @@
 r"""What follows from stored draws: weights given pre-activations, outputs for new patterns.
 
-Given the activities, every unit's pre-activations at any sites are jointly Gaussian with covariance
+Given the activities, every unit's pre-activations at any sites are jointly Gaussian. With z standard normal weights of a label,
 
-    K[(t,a),(s,b)] = M_W sw^2 phi[t-1,a].phi[s-1,b] / N + M_U su^2 x[t,a].x[s,b] / D,
+    h[n,a] = sum_l z_l r_l[n,a],        r_l = G_l phi / sqrt(N) for weights between nodes, U_l x / sqrt(D), biases alike,
 
-so both questions are Gaussian conditioning, exact at finite width (docs/theory, section 2H). Everything
+their covariance is sum_l r_l r_l^T, so both questions are Gaussian conditioning, exact at finite width (docs/theory, section 2H). Everything
 here runs in float64, one draw at a time.
 """
 
@@ -26,35 +26,43 @@ from bayeskernel.errors import InputError, real_array
 from bayeskernel.inference import coordinates, readout, record
 from bayeskernel.keys import check_key
 from bayeskernel.network import Network
-from bayeskernel.problem import problem
+from bayeskernel.problem import problem, read_inputs, weight_maps
 from bayeskernel.tasks import Task
 
 Floats = NDArray[np.float64]
 
+_KINDS = ("recurrent", "input", "bias", "readout")
+
 
 class _Sites(NamedTuple):
-    """Sites with everything their covariance depends on, one row a site.
+    """Sites with everything their covariance depends on.
 
     Attributes
     ----------
-    before
-        Activities of the step before, zero at the first step; (sites, N).
-    inputs
-        (sites, D).
-    recurrent, input
-        Label of the weights used; (sites,).
+    recurrent, input, bias
+        r_l of the module's equation, (labels, sites, N), (labels, sites, D) and (labels, sites, 1).
     h
         Pre-activations, (sites, N).
     """
 
-    before: Floats
-    inputs: Floats
-    recurrent: NDArray[np.int64]
-    input: NDArray[np.int64]
+    recurrent: Floats
+    input: Floats
+    bias: Floats
     h: Floats
 
     def joined(self, other: _Sites) -> _Sites:
-        return _Sites(*(np.concatenate(pair) for pair in zip(self, other, strict=True)))
+        """These and others."""
+        return _Sites(*(np.concatenate(pair, axis=-2) for pair in zip(self, other, strict=True)))
+
+    def covariance(self, other: _Sites) -> Floats:
+        """Covariance of the pre-activations of a unit, (sites, other sites)."""
+        return sum(
+            (
+                np.tensordot(one, two, ((0, 2), (0, 2)))
+                for one, two in zip(self[:3], other[:3], strict=True)
+            ),
+            np.zeros((len(self.h), len(other.h))),
+        )
 
 
 def weights(rng_key: jax.Array, draws: xr.DataTree, network: Network, task: Task) -> xr.Dataset:
@@ -76,8 +84,9 @@ def weights(rng_key: jax.Array, draws: xr.DataTree, network: Network, task: Task
     Returns
     -------
     Dataset, dims (chain, draw, ...): recurrent_weights (recurrent_label, unit, source_unit),
-    input_weights (input_label, unit, feature), readout_weights (readout_label, output_unit, unit), in
-    float64, as they act in the network (readout still to be divided by N, or sqrt(N) in standard scaling).
+    input_weights (input_label, unit, feature), bias_weights (bias_label, unit), readout_weights (readout_label,
+    output_unit, unit), those that exist, in float64, as they act in the network (readout still to be divided by N, or
+    sqrt(N) in standard scaling); labels in the order of ``network.graph_of(T).label_names``.
     """
     record.check_same_run(draws, network, task)
     stored = _stored(draws, "preactivation")
@@ -118,8 +127,8 @@ def predict(
     draw: Callable[..., Floats]
     names: tuple[str, ...]
     if "input_weights" in posterior:
-        names = ("recurrent_weights", "input_weights", "readout_weights")
-        draw = partial(_outputs_of_weights, network=network, new=new)
+        names = tuple(f"{kind}_weights" for kind in _KINDS if f"{kind}_weights" in posterior)
+        draw = partial(_outputs_of_weights, kinds=names, network=network, new=new)
     elif "preactivation" in posterior:
         names = ("preactivation", "readout_weights")
         draw = partial(_outputs_given_units, network=network, task=task, new=new)
@@ -130,7 +139,7 @@ def predict(
         raise InputError(
             "draws", 'draws made with keep=("preactivations",) or ("weights",)', "neither"
         )
-    stored = [_stored(draws, name) for name in names if name in posterior]
+    stored = [_stored(draws, name) for name in names]
     keys = jax.random.split(check_key(rng_key), len(stored[0]))
     stacked = np.stack([draw(*each) for each in zip(keys, *stored, strict=True)])
     output = stacked.reshape(*posterior["kernel"].shape[:2], *stacked.shape[1:])
@@ -138,57 +147,57 @@ def predict(
 
 
 def _weights_given(key: jax.Array, h: Floats, network: Network, task: Task) -> dict[str, Floats]:
-    steps, _, features, _ = task.shape
-    width, labels = network.width, network.labels(steps)
-    recurrent_std = network.recurrent_std / np.sqrt(width)
-    input_std = network.input_std / np.sqrt(features)
-    key_recurrent, key_input = jax.random.split(key)
-    W = recurrent_std * _normal(key_recurrent, (labels.counts[0], width, width))
-    U = input_std * _normal(key_input, (labels.counts[1], width, features))
+    graph, width = network.graph_of(task.shape[0]), network.width
     sites = _training_sites(h, network, task)
-    prior = np.empty_like(sites.h)
-    for site, (w, u) in enumerate(zip(sites.recurrent, sites.input, strict=True)):
-        prior[site] = U[u] @ sites.inputs[site] + (W[w] @ sites.before[site] if w >= 0 else 0)
-    met, _ = whitened(_covariance(sites, sites, network), task.shape[1], NULL_SHARE["exact"])
+    lengths = {"recurrent": width, "input": task.shape[2], "bias": 1}
+    keys = (*jax.random.split(key), jax.random.fold_in(key, 2))
+    z = {
+        kind: _normal(own, (len(graph.label_names[kind]), width, length))
+        for own, (kind, length) in zip(keys, lengths.items(), strict=True)
+    }
+    prior = sum(
+        np.einsum("lsk,lik->si", getattr(sites, kind), z[kind], optimize=True) for kind in lengths
+    )
+    met, _ = whitened(sites.covariance(sites), task.shape[1], NULL_SHARE["exact"])
     dual = np.zeros_like(sites.h)
     dual[met.pivots] = cho_solve((met.factor, True), (sites.h - prior)[met.pivots])
-    for label in range(labels.counts[0]):
-        own = sites.recurrent == label
-        W[label] += recurrent_std**2 * dual[own].T @ sites.before[own]
-    for label in range(labels.counts[1]):
-        own = sites.input == label
-        U[label] += input_std**2 * dual[own].T @ sites.inputs[own]
-    return {"recurrent_weights": W, "input_weights": U} if len(W) else {"input_weights": U}
+    drawn = {}
+    for kind, length in lengths.items():
+        if len(z[kind]):
+            scale = network.standard_deviation(kind) * graph.scales_of(kind) / np.sqrt(length)
+            fitted = z[kind] + np.einsum("si,lsk->lik", dual, getattr(sites, kind), optimize=True)
+            drawn[f"{kind}_weights"] = scale[:, None, None] * fitted
+    if "bias_weights" in drawn:
+        drawn["bias_weights"] = drawn["bias_weights"][..., 0]
+    return drawn
 
 
 def _outputs_given_units(
     key: jax.Array, h: Floats, v: Floats, network: Network, task: Task, new: Floats
 ) -> Floats:
-    noise = _normal(key, (new.shape[0] * new.shape[1], network.width))
-    return _readout(v, _new_activities(h, noise, network, task, new), network)
+    noise = _normal(key, (len(h) * new.shape[1], network.width))
+    return _readout(v, _new_activities(h, noise, network, task, new), network, len(new))
 
 
 def _drawer_given_kernel(
     network: Network, task: Task, new: Floats
 ) -> Callable[[jax.Array, Floats], Floats]:
     """(key, C) -> outputs of linear networks, for which any activities with Phi Phi^T / N = C will do."""
-    steps, patterns = task.shape[:2]
+    defined, patterns = problem(network, task), task.shape[1]
     with jax.enable_x64(True):
-        form = coordinates.coordinates(problem(network, task), ())
-        arrays = coordinates.arrays(problem(network, task))
+        form, arrays = coordinates.coordinates(defined, ()), coordinates.arrays(defined)
 
     def draw(key: jax.Array, C: Floats) -> Floats:
         key_noise, key_readout = jax.random.split(key)
-        matrix = C.reshape(steps * patterns, -1)
-        _, root = whitened(matrix, patterns, NULL_SHARE["exact"])
-        extra = new.shape[0] * new.shape[1]
+        _, root = whitened(defined.matrix(C), patterns, NULL_SHARE["exact"])
+        extra = defined.nodes * new.shape[1]
         columns = min(root.shape[1] + extra, network.width)
         noise = _noise_of_units(key_noise, extra, root.shape[1], columns, network.width)
         h = np.pad(np.sqrt(network.width) * root, ((0, 0), (0, columns - root.shape[1])))
-        h = h.reshape(steps, patterns, columns)
+        h = h.reshape(defined.nodes, patterns, columns)
         with jax.enable_x64(True):
             v = np.asarray(_draw_readout(key_readout, jnp.asarray(h), form, arrays))
-        return _readout(v, _new_activities(h, noise, network, task, new), network)
+        return _readout(v, _new_activities(h, noise, network, task, new), network, len(new))
 
     return draw
 
@@ -207,75 +216,74 @@ def _noise_of_units(key: jax.Array, rows: int, rank: int, columns: int, width: i
 
 
 def _new_activities(h: Floats, noise: Floats, network: Network, task: Task, new: Floats) -> Floats:
-    """Draw activities (T, P*, N) of new patterns given h (T, P, N), step by step.
+    """Draw activities (nodes, P*, N) of new patterns given h (nodes, P, N), node by node.
 
-    ``noise`` holds T P* rows of standard normal variables, one for every new site.
+    ``noise`` holds as many rows of standard normal variables as there are new sites.
     """
-    (steps, count, _), labels = new.shape, network.labels(len(new))
-    known = _training_sites(h, network, task)
-    met, _ = whitened(_covariance(known, known, network), task.shape[1], NULL_SHARE["exact"])
+    known, count = _training_sites(h, network, task), new.shape[1]
+    met, _ = whitened(known.covariance(known), task.shape[1], NULL_SHARE["exact"])
     white = met.whiten(known.h[met.pivots])
-    activities = np.zeros((steps, count, h.shape[2]))
-    for t in range(steps):
-        before = activities[t - 1] if t else np.zeros_like(activities[0])
-        now = _Sites(
-            before,
-            new[t],
-            np.full(count, labels.recurrent[t]),
-            np.full(count, labels.input[t]),
-            np.zeros_like(before),
-        )
+    activities = np.zeros((len(h), count, h.shape[2]))
+    for n in range(len(h)):
+        every = _sites(activities, np.zeros_like(activities), network, new)
+        own = slice(n * count, (n + 1) * count)
+        now = _Sites(*(part[..., own, :] for part in every))
         known = known.joined(now)
-        gain, root = met.append(_covariance(now, known, network))
-        fresh = noise[t * count : t * count + root.shape[1]]
-        activities[t] = network.phi.values(gain @ white + root @ fresh)
+        gain, root = met.append(now.covariance(known))
+        fresh = noise[n * count : n * count + root.shape[1]]
+        activities[n] = network.phi.values(gain @ white + root @ fresh)
         white = np.concatenate([white, fresh])
     return activities
 
 
 def _training_sites(h: Floats, network: Network, task: Task) -> _Sites:
-    steps, patterns, features, _ = task.shape
-    labels = network.labels(steps)
-    activities = network.phi.values(h)
-    before = np.concatenate([np.zeros_like(activities[:1]), activities[:-1]])
-    return _Sites(
-        before.reshape(-1, h.shape[2]),
-        task.inputs.reshape(-1, features),
-        np.repeat(labels.recurrent, patterns),
-        np.repeat(labels.input, patterns),
-        h.reshape(-1, h.shape[2]),
-    )
+    return _sites(network.phi.values(h), h, network, task.inputs)
 
 
-def _covariance(first: _Sites, second: _Sites, network: Network) -> Floats:
-    features = first.inputs.shape[1]
-    recurrent = np.equal.outer(first.recurrent, second.recurrent)
-    inputs = np.equal.outer(first.input, second.input)
-    return np.asarray(
-        network.recurrent_std**2 / network.width * recurrent * (first.before @ second.before.T)
-        + network.input_std**2 / features * inputs * (first.inputs @ second.inputs.T)
-    )
+def _sites(activities: Floats, h: Floats, network: Network, inputs: Floats) -> _Sites:
+    """All sites, from activities and pre-activations (nodes, P, N) and inputs (T, P, D)."""
+    graph = network.graph_of(len(inputs))
+    maps = weight_maps(network, graph, "recurrent") / np.sqrt(network.width)
+    read = np.einsum("lnm,mai->lnai", maps, activities, optimize=True)
+    biases = np.repeat(weight_maps(network, graph, "bias"), inputs.shape[1], axis=1)
+    driven = read_inputs(network, graph, inputs)
+    return _Sites(_flat(read), _flat(driven), biases, h.reshape(-1, h.shape[2]))
 
 
-def _readout(v: Floats, activities: Floats, network: Network) -> Floats:
+def _flat(parts: Floats) -> Floats:
+    """(labels, nodes, P, n) -> (labels, nodes P, n)."""
+    return parts.reshape(len(parts), parts.shape[1] * parts.shape[2], parts.shape[3])
+
+
+def _readout(v: Floats, activities: Floats, network: Network, steps: int) -> Floats:
     norm = network.width if network.scaling == "mean_field" else np.sqrt(network.width)
-    labels = np.array(network.labels(len(activities)).readout)
-    return np.asarray(np.einsum("tai,toi->tao", activities, v[labels]) / norm)
+    output = np.zeros((steps, activities.shape[1], v.shape[1]))
+    for step, node, label in network.graph_of(steps).edges_of("readout"):
+        output[step] += activities[node] @ v[label].T / norm
+    return output
 
 
 _draw_readout = jax.jit(readout.draw, static_argnums=2)
 
 
-def _outputs_of_weights(_key: jax.Array, *weights: Floats, network: Network, new: Floats) -> Floats:
-    """Outputs of a network whose weights are all known; one step needs no recurrent ones."""
-    *recurrent, U, v = weights
-    labels, activities = network.labels(len(new)), list[Floats]()
-    for t, x in enumerate(new):
-        h = x @ U[labels.input[t]].T
-        if t:
-            h = h + activities[-1] @ recurrent[0][labels.recurrent[t]].T
-        activities.append(network.phi.values(h))
-    return _readout(v, np.stack(activities), network)
+def _outputs_of_weights(
+    _key: jax.Array, *weights: Floats, kinds: tuple[str, ...], network: Network, new: Floats
+) -> Floats:
+    """Outputs of a network whose weights are all known."""
+    graph, drawn = network.graph_of(len(new)), dict(zip(kinds, weights, strict=True))
+    h = np.zeros((graph.size, new.shape[1], network.width))
+    activities = np.zeros_like(h)
+    for n in range(graph.size):
+        for kind, sources in (("input", new), ("recurrent", activities)):
+            for target, source, label in graph.edges_of(kind):
+                if target == n:
+                    h[n] += sources[source] @ drawn[f"{kind}_weights"][label].T
+        for target, _, label in graph.edges_of("bias"):
+            if target == n:
+                h[n] += drawn["bias_weights"][label]
+        h[n] = graph.drive[n] * h[n] + np.tensordot(graph.carry[n], h, 1)
+        activities[n] = network.phi.values(h[n])
+    return _readout(drawn["readout_weights"], activities, network, len(new))
 
 
 def _new_inputs(inputs: ArrayLike, task: Task) -> Floats:
@@ -292,7 +300,7 @@ def _stored(draws: xr.DataTree, name: str) -> NDArray[np.floating]:
         raise InputError(
             "draws", 'draws made with keep=("preactivations",)', f"draws without {name}"
         )
-    values = np.asarray(draws["posterior"][name], np.float64)
+    values = record.stored(draws, name).astype(np.float64)
     return values.reshape(-1, *values.shape[2:])
 
 

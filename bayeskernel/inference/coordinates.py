@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from bayeskernel.activations import Activation
 from bayeskernel.conditioning import NULL_SHARE, Conditioner
@@ -26,10 +28,14 @@ class Coordinates(NamedTuple):
         Width, activation and scaling of the network.
     patterns
         P.
+    steps, outputs
+        T, O.
     pivots
-        For every step the patterns whose innovations are linearly independent.
-    outputs
-        O.
+        For every node the patterns whose innovations are linearly independent.
+    sources
+        For every node the nodes whose activities reach it.
+    reads
+        Pairs (step, node): what outputs read.
     readings
         Sites and outputs of every group of targets, as in ``Problem.readings``.
     """
@@ -38,14 +44,29 @@ class Coordinates(NamedTuple):
     phi: Activation
     mean_field: bool
     patterns: int
+    steps: int
     outputs: int
     pivots: tuple[Sites, ...]
+    sources: tuple[Sites, ...]
+    reads: tuple[tuple[int, int], ...]
     readings: tuple[tuple[Sites, Sites], ...]
 
     @property
-    def steps(self) -> int:
-        """T."""
-        return len(self.pivots)
+    def nodes(self) -> int:
+        """Number of nodes."""
+        return len(self.sources)
+
+    @property
+    def chain(self) -> bool:
+        """Whether every node reads the one before: K at a node then needs a single row of C."""
+        return self.sources == ((), *((n,) for n in range(self.nodes - 1)))
+
+    @property
+    def plain(self) -> bool:
+        """Whether every output reads one node, in the order of nodes: Q then is C times numbers."""
+        nodes = [node for _, node in self.reads]
+        steps = [step for step, _ in self.reads]
+        return steps == list(range(self.steps)) and nodes == sorted(set(nodes))
 
     @property
     def rank(self) -> int:
@@ -59,13 +80,13 @@ class Data(NamedTuple):
     Attributes
     ----------
     recurrent
-        sw^2 M_W, shape (T, T).
+        sum_l G_l x G_l. Of a chain sw^2 M_W, shape (m, m); else (m, m, m, m), K's pair of nodes from C's.
     input_kernel
         K_in, shape (d, d).
     readout
-        sv^2 M_V, shape (T, T).
+        sv^2 where two reads use the same weights, else 0; shape (reads, reads).
     labels
-        One where the step (column) uses the readout weights of the label (row), shape (T, T).
+        One where the read (column) uses the readout weights of the label (row), shape (reads, reads).
     noise
         kappa.
     targets
@@ -83,40 +104,56 @@ class Data(NamedTuple):
 def coordinates(problem: Problem, pivots: tuple[Sites, ...]) -> Coordinates:
     """Collect the static part of a problem."""
     readings = tuple((tuple(r.sites.tolist()), tuple(r.outputs.tolist())) for r in problem.readings)
+    reaches = _diagonal(problem.gain, problem.nodes, problem.nodes)
     return Coordinates(
         problem.width,
         problem.phi,
         problem.mean_field,
         problem.patterns,
+        problem.steps,
         problem.num_outputs,
         pivots,
+        tuple(tuple(np.flatnonzero(row).tolist()) for row in reaches),
+        _reads(problem),
         readings,
     )
 
 
 def arrays(problem: Problem) -> Data:
     """Collect the arrays of a problem, in the caller's default float type."""
-    T, dtype = problem.steps, jnp.result_type(float)
-    recurrent = np.zeros(T * T)
-    recurrent[T + 1 :] = problem.gain.diagonal(
-        -T - 1
-    )  # K at steps (t, s) reads C at (t - 1, s - 1)
-    assert np.count_nonzero(recurrent) == problem.gain.nnz, "a chain of steps"
-    first_use = (problem.readout > 0).argmax(axis=1)
-    labels = np.unique(first_use, return_inverse=True)[1]
+    m, dtype = problem.nodes, jnp.result_type(float)
+    recurrent = problem.gain.toarray().reshape(m, m, m, m)
+    if coordinates(problem, ()).chain:
+        recurrent = np.pad(np.einsum("nmnm->nm", recurrent[1:, 1:, :-1, :-1]), ((1, 0), (1, 0)))
+    steps, nodes = np.array(_reads(problem)).T
+    pairs = problem.readout.toarray().reshape(problem.steps, problem.steps, m, m)
+    readout = pairs[np.ix_(steps, steps) + tuple(np.ix_(nodes, nodes))]
+    labels = np.unique((readout > 0).argmax(axis=1), return_inverse=True)[1]
     numbers = Data(
-        recurrent=recurrent.reshape(T, T),
+        recurrent=recurrent,
         input_kernel=problem.input_kernel,
-        readout=problem.readout,
-        labels=np.arange(T)[:, None] == labels,
+        readout=readout,
+        labels=np.arange(len(labels))[:, None] == labels,
         noise=np.asarray(problem.noise),
         targets=tuple(r.targets for r in problem.readings),
     )
     return jax.tree.map(lambda a: jnp.asarray(np.asarray(a, dtype)), numbers)
 
 
+def _reads(problem: Problem) -> tuple[tuple[int, int], ...]:
+    """Pairs (step, node) that outputs read."""
+    read = _diagonal(problem.readout, problem.steps, problem.nodes)
+    return tuple((int(step), int(node)) for step, node in np.argwhere(read))
+
+
+def _diagonal(pairs: csr_array, rows: int, columns: int) -> NDArray[np.bool_]:
+    """Which columns a row reads, from sums of Kronecker products over pairs; (rows, columns)."""
+    own = pairs[np.arange(rows) * (rows + 1)][:, np.arange(columns) * (columns + 1)]
+    return np.asarray(own.toarray() > 0)
+
+
 def find_pivots(problem: Problem) -> tuple[Sites, ...]:
-    """Pivots of every step, along one prior draw of the network in float64.
+    """Pivots of every node, along one prior draw of the network in float64.
 
     Which directions are null depends on inputs, sharing, activation and width but, except on a set of
     measure zero, not on the draw: its seed is fixed, and no draw of the posterior depends on it.

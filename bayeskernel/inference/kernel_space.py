@@ -42,7 +42,7 @@ def model(coordinates: Coordinates, data: Data) -> None:
     exact = jnp.sqrt(freedom / 2) * u - freedom / 2 * jnp.expm1(u * jnp.sqrt(2 / freedom))
     numpyro.factor("chi", jnp.sum(exact + u**2 / 2))
     B = factor({"below": below, "diagonal": u}, coordinates)
-    numpyro.deterministic("kernel", full_kernel(unfold(B, coordinates, data)[0]))
+    numpyro.deterministic("kernel", full_kernel(unfold(B, coordinates, data)[0], coordinates))
     numpyro.factor("targets", log_likelihood(B, coordinates, data))
 
 

@@ -1,21 +1,21 @@
 r"""The posterior over pre-activations: weights integrated out exactly, at any width.
 
-Given C, the N units are independent Gaussians with covariance K(C), and K at a step needs C at earlier
-steps only (docs/theory, section 2H). With standard normal z and the causal root A A^T = K,
+Given C, the N units are independent Gaussians with covariance K(C), and K at a node needs C at earlier
+nodes only (docs/theory, section 2H; of a chain nodes are steps). With standard normal z and the causal root A A^T = K,
 
-    h = A z                        row t of A from K[t, <= t], that is from C at earlier steps
+    h = A z                        row n of A from K[n, <= n], that is from C at earlier nodes
 
 carries N(0, 1) to the prior of the network, so the density to sample is
 
     N(z; 0, 1)  prod_o N(y_o; 0, S(C(z)) / N)        (standard scaling: S in place of S / N)
 
 in N T P dimensions instead of N^2. Where K is singular (duplicate patterns, more patterns than the
-directions inputs and earlier units can reach) a step keeps only *pivots*: sites whose innovations are
+directions inputs and earlier units can reach) a node keeps only *pivots*: sites whose innovations are
 linearly independent. The other sites follow from them without error, and no jitter is added.
 
-The gradient is written by hand, last step first: from dC through phi to the rows of A, and through the
+The gradient is written by hand, last node first: from dC through phi to the rows of A, and through the
 Cholesky factor L of K on the pivots, dL = L Phi(L^-1 dK L^-T) with Phi half of the diagonal and what is
-below it (Murray 2016, arXiv 1602.07527), to K and so to C of the step before.
+below it (Murray 2016, arXiv 1602.07527), to K and so to C of the nodes before.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from bayeskernel.inference.coordinates import Coordinates, Data, Sites
 from bayeskernel.inference.triangular import factor, factor_adjoint, pick, place
 
 
-class Step(NamedTuple):
-    """A step of the map from z to C.
+class Node(NamedTuple):
+    """A node of the map from z to C.
 
     Attributes
     ----------
@@ -45,9 +45,9 @@ class Step(NamedTuple):
     pull
         Adjoint of phi at h.
     loadings
-        Rows of A on the pivots of this and earlier steps.
+        Rows of A on the pivots of this and earlier nodes.
     overlaps
-        C with this and earlier steps, shape (P, (t + 1) P).
+        C with this and earlier nodes, shape (P, (n + 1) P).
     """
 
     h: jax.Array
@@ -59,30 +59,49 @@ class Step(NamedTuple):
 
 def unfold(
     z: jax.Array, coordinates: Coordinates, data: Data
-) -> tuple[list[Step], jax.Array, list[int]]:
-    """All steps of the map from z (rank, N), the inverse of L, and the sites of its rows."""
-    P, steps = coordinates.patterns, list[Step]()
+) -> tuple[list[Node], jax.Array, list[int]]:
+    """All nodes of the map from z (rank, N), the inverse of L, and the sites of its rows."""
+    P, nodes = coordinates.patterns, list[Node]()
     inverse, sites = jnp.zeros((0, 0), z.dtype), list[int]()
-    for t, pivots in enumerate(coordinates.pivots):
-        rows = data.input_kernel[t * P : (t + 1) * P, : (t + 1) * P]
-        if t:
-            gain = jnp.repeat(data.recurrent[t, 1 : t + 1], P)
-            rows = rows + jnp.pad(gain * steps[-1].overlaps, ((0, 0), (P, 0)))
+    for n, pivots in enumerate(coordinates.pivots):
+        rows = data.input_kernel[n * P : (n + 1) * P, : (n + 1) * P]
+        if coordinates.sources[n]:
+            rows = rows + _fed(nodes, coordinates, data)
         loadings, inverse = _condition(rows, pivots, sites, inverse)
-        sites += [t * P + a for a in pivots]
+        sites += [n * P + a for a in pivots]
         h = loadings @ z[: len(sites)]
         activities, pull = jax.vjp(coordinates.phi, h)
         # Plain products of matrices: contractions over more axes cost XLA three times as much.
-        earlier = jnp.concatenate([*(step.activities for step in steps), activities])
+        earlier = jnp.concatenate([*(node.activities for node in nodes), activities])
         overlaps = activities @ earlier.T / coordinates.width
-        steps.append(Step(h, activities, pull, loadings, overlaps))
-    return steps, inverse, sites
+        nodes.append(Node(h, activities, pull, loadings, overlaps))
+    return nodes, inverse, sites
+
+
+def _fed(nodes: Sequence[Node], coordinates: Coordinates, data: Data) -> jax.Array:
+    """Rows of sum_l G_l C G_l^T at the node after some, shape (P, (n + 1) P)."""
+    n, P = len(nodes), coordinates.patterns
+    if coordinates.chain:
+        gain = jnp.repeat(data.recurrent[n, 1 : n + 1], P)
+        return jnp.pad(gain * nodes[-1].overlaps, ((0, 0), (P, 0)))
+    C = readout.symmetric(lower_kernel(nodes), coordinates).reshape(n, P, n, P)
+    K = jnp.einsum("mpq,paqb->amb", data.recurrent[n, : n + 1, :n, :n], C)
+    return K.reshape(P, -1)
+
+
+def _fed_adjoint(of_rows: jax.Array, n: int, coordinates: Coordinates, data: Data) -> jax.Array:
+    """Adjoint of `_fed` in C of the nodes before n, from that of its rows: of a chain one row of blocks, else (n P, n P)."""
+    P = coordinates.patterns
+    if coordinates.chain:
+        return jnp.repeat(data.recurrent[n, 1 : n + 1], P) * of_rows[:, P:]
+    gain = data.recurrent[n, : n + 1, :n, :n]
+    return jnp.einsum("mpq,amb->paqb", gain, of_rows.reshape(P, n + 1, P)).reshape(n * P, n * P)
 
 
 def _condition(
     rows: jax.Array, pivots: Sites, sites: list[int], inverse: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Rows of A at a step and the inverse of L grown by its pivots, from K[t, <= t]."""
+    """Rows of A at a node and the inverse of L grown by its pivots, from K[n, <= n]."""
     patterns, others = len(rows), _others(pivots, len(rows))
     own = [rows.shape[1] - patterns + a for a in pivots]
     of_pivots = pick(rows, pivots)
@@ -97,9 +116,9 @@ def _condition(
     return loadings, inverse
 
 
-def lower_kernel(steps: Sequence[Step]) -> jax.Array:
-    """C at pairs (later or equal step, step), zero else; shape (d, d)."""
-    rows = [step.overlaps for step in steps]
+def lower_kernel(nodes: Sequence[Node]) -> jax.Array:
+    """C at pairs (later or equal node, node), zero else; shape (d, d)."""
+    rows = [node.overlaps for node in nodes]
     size = rows[-1].shape[1]
     return jnp.concatenate([jnp.pad(row, ((0, 0), (0, size - row.shape[1]))) for row in rows])
 
@@ -108,49 +127,60 @@ def log_likelihood_and_gradient(
     z: jax.Array, coordinates: Coordinates, data: Data
 ) -> tuple[jax.Array, jax.Array]:
     """Ln p(y | C(z)), up to constants, and its gradient by z."""
-    steps, inverse, sites = unfold(z, coordinates, data)
-    value, slope = readout.log_likelihood_and_slope(lower_kernel(steps), coordinates, data)
+    nodes, inverse, sites = unfold(z, coordinates, data)
+    value, slope = readout.log_likelihood_and_slope(lower_kernel(nodes), coordinates, data)
     P, reach = coordinates.patterns, _reach(coordinates)
-    activities = jnp.concatenate([step.activities for step in steps])
-    slopes: dict[int, jax.Array] = {}  # of C[t, <= t], through K of later steps
-    fields: list[jax.Array] = []  # adjoint of h, last step first
+    activities = jnp.concatenate([node.activities for node in nodes])
+    slopes: dict[
+        int, jax.Array
+    ] = {}  # of C, through K of later nodes; by the last node whose row it holds
+    fields: list[jax.Array] = []  # adjoint of h, last node first
     of_factor = jnp.zeros_like(inverse)
-    for t in reversed(range(len(steps))):
-        start, stop = reach[t]
-        row = 2 * slope[t * P : (t + 1) * P, start:stop]
-        if t in slopes:
-            through = _symmetric_row(slopes, t, P)
+    for n in reversed(range(len(nodes))):
+        start, stop = reach[n]
+        row = 2 * slope[n * P : (n + 1) * P, start:stop]
+        if any(k >= n for k in slopes):
+            through = _symmetric_row(slopes, n, coordinates)
             row = row + jnp.pad(through, ((0, 0), (0, stop - start - through.shape[1])))
-        field = steps[t].pull((row / coordinates.width) @ activities[start:stop])[0]
+        field = nodes[n].pull((row / coordinates.width) @ activities[start:stop])[0]
         fields.append(field)
-        of_loadings = field @ z[: steps[t].loadings.shape[1]].T
+        of_loadings = field @ z[: nodes[n].loadings.shape[1]].T
         of_rows, of_factor = _condition_adjoint(
-            of_loadings, of_factor, steps[t].loadings, inverse, coordinates.pivots[t]
+            of_loadings, of_factor, nodes[n].loadings, inverse, coordinates.pivots[n]
         )
-        if t:
-            size, reached = (t + 1) * P, sites[: steps[t].loadings.shape[1]]
-            of_rows = place(of_rows, reached, size, 1)
-            slopes[t - 1] = jnp.repeat(data.recurrent[t, 1 : t + 1], P) * of_rows[:, P:]
-    return value, _collect(fields[::-1], steps, coordinates)
+        if coordinates.sources[n]:
+            size, reached = (n + 1) * P, sites[: nodes[n].loadings.shape[1]]
+            slopes[n - 1] = _fed_adjoint(place(of_rows, reached, size, 1), n, coordinates, data)
+    return value, _collect(fields[::-1], nodes, coordinates)
 
 
 def _reach(coordinates: Coordinates) -> list[tuple[int, int]]:
-    """First and last column of C whose entries in the rows of a step act on K or targets."""
-    steps, P = coordinates.steps, coordinates.patterns
-    acts = np.zeros((steps, steps), bool)
-    acts[:-1, :-1] = True
-    for sites, _ in coordinates.readings:
-        supervised = np.unique(np.array(sites) // P)
-        acts[np.ix_(supervised, supervised)] = True
+    """First and last column of C whose entries in the rows of a node act on K or targets."""
+    m, P = coordinates.nodes, coordinates.patterns
+    acts = np.ones((m, m), bool)
+    if coordinates.chain:
+        acts[-1] = acts[:, -1] = False
+        for sites, _ in coordinates.readings:
+            steps = np.unique(np.array(sites) // P)
+            read = [node for step, node in coordinates.reads if step in steps]
+            acts[np.ix_(read, read)] = True
     columns = [np.flatnonzero(row) for row in acts]
     return [(c[0] * P, (c[-1] + 1) * P) if len(c) else (0, 0) for c in columns]
 
 
-def _symmetric_row(slopes: dict[int, jax.Array], t: int, patterns: int) -> jax.Array:
-    """Rows of step t of slopes + slopes^T, from the rows of slopes at t and later steps."""
-    own = slice(t * patterns, (t + 1) * patterns)
-    rows, diagonal = slopes[t][:, : own.start], slopes[t][:, own]
-    later = [slopes[s][:, own].T for s in sorted(slopes) if s > t]
+def _symmetric_row(slopes: dict[int, jax.Array], n: int, coordinates: Coordinates) -> jax.Array:
+    """Rows of node n of slopes + slopes^T."""
+    P = coordinates.patterns
+    own = slice(n * P, (n + 1) * P)
+    if not coordinates.chain:
+        last = max(slopes)
+        grown = ((0, (last - k) * P) for k in slopes)
+        total = sum(
+            jnp.pad(part, (by, by)) for part, by in zip(slopes.values(), grown, strict=True)
+        )
+        return total[own] + total[:, own].T
+    rows, diagonal = slopes[n][:, : own.start], slopes[n][:, own]
+    later = [slopes[k][:, own].T for k in sorted(slopes) if k > n]
     return jnp.concatenate([rows, diagonal + diagonal.T, *later], 1)
 
 
@@ -161,7 +191,7 @@ def _condition_adjoint(
     inverse: jax.Array,
     pivots: Sites,
 ) -> tuple[jax.Array, jax.Array]:
-    """Adjoint of K[t, pivots <= t] and of L without the step's rows, from those of its loadings and of L."""
+    """Adjoint of K[n, pivots <= n] and of L without the node's rows, from those of its loadings and of L."""
     patterns, used = loadings.shape
     before, others = used - len(pivots), _others(pivots, patterns)
     inverse = inverse[:used, :used]
@@ -178,13 +208,13 @@ def _condition_adjoint(
     return out, of_factor
 
 
-def _collect(fields: list[jax.Array], steps: Sequence[Step], coordinates: Coordinates) -> jax.Array:
+def _collect(fields: list[jax.Array], nodes: Sequence[Node], coordinates: Coordinates) -> jax.Array:
     """A^T fields, shape (rank, N), without the zeros of A."""
     parts, first = [], 0
-    for s, pivots in enumerate(coordinates.pivots):
+    for n, pivots in enumerate(coordinates.pivots):
         own = slice(first, first + len(pivots))
-        column = jnp.concatenate([step.loadings[:, own] for step in steps[s:]])
-        parts.append(column.T @ jnp.concatenate(fields[s:]))
+        column = jnp.concatenate([node.loadings[:, own] for node in nodes[n:]])
+        parts.append(column.T @ jnp.concatenate(fields[n:]))
         first = own.stop
     return jnp.concatenate(parts)
 
@@ -216,17 +246,15 @@ def _pull(_: Coordinates, gradient: jax.Array, slope: jax.Array) -> tuple[jax.Ar
 log_likelihood.defvjp(log_likelihood_and_gradient, _pull)
 
 
-def full_kernel(steps: Sequence[Step]) -> jax.Array:
-    """C, shape (T, P, T, P)."""
-    T, P = len(steps), len(steps[0].h)
-    lower = lower_kernel(steps)
-    own = np.kron(np.eye(T), np.ones((P, P))) > 0
-    return (lower + jnp.where(own, 0, lower.T)).reshape(T, P, T, P)
+def full_kernel(nodes: Sequence[Node], coordinates: Coordinates) -> jax.Array:
+    """C, shape (nodes, P, nodes, P)."""
+    shape = 2 * (len(nodes), coordinates.patterns)
+    return readout.symmetric(lower_kernel(nodes), coordinates).reshape(shape)
 
 
 def model(coordinates: Coordinates, data: Data) -> None:
     """Define the NumPyro model: z of shape (rank, N), and the likelihood of its kernel."""
     shape = (coordinates.rank, coordinates.width)
     z = numpyro.sample("z", dist.Normal(0, 1).expand(shape).to_event(2))
-    numpyro.deterministic("kernel", full_kernel(unfold(z, coordinates, data)[0]))
+    numpyro.deterministic("kernel", full_kernel(unfold(z, coordinates, data)[0], coordinates))
     numpyro.factor("targets", log_likelihood(z, coordinates, data))

@@ -13,19 +13,23 @@ from numpy.typing import NDArray
 
 from bayeskernel.errors import InputError, instance
 from bayeskernel.gauge import SignSymmetry, sign_symmetry
+from bayeskernel.graph import Graph
 from bayeskernel.keys import is_typed
-from bayeskernel.network import Network, Sharing, check_problem
+from bayeskernel.network import Network, check_problem
 from bayeskernel.problem import problem as posed
+from bayeskernel.sharing import Sharing
 from bayeskernel.tasks import Task
 
-SITES = ("step", "pattern", "other_step", "other_pattern")
+# "node" and "other_node" stand for what `_node_axes` says.
+_SITES = ("node", "pattern", "other_node", "other_pattern")
 _DIMS: dict[str, tuple[str, ...]] = {
-    "kernel": SITES,
-    "preactivation_kernel": SITES,
+    "kernel": _SITES,
+    "preactivation_kernel": _SITES,
     "output": ("step", "pattern", "output_unit"),
-    "preactivation": ("step", "pattern", "unit"),
+    "preactivation": ("node", "pattern", "unit"),
     "recurrent_weights": ("recurrent_label", "unit", "source_unit"),
     "input_weights": ("input_label", "unit", "feature"),
+    "bias_weights": ("bias_label", "unit"),
     "readout_weights": ("readout_label", "output_unit", "unit"),
 }
 _STATS = ("lp", "energy", "n_steps", "acceptance_rate", "diverging", "step_size")
@@ -49,17 +53,17 @@ def to_datatree(
     """Arrange draws of shape (chain, draw, ...) as a DataTree.
 
     Groups: ``group`` ("posterior" or "prior"), sample_stats if the draws have any, observed_data
-    (targets), constant_data (inputs, supervised). Steps are counted from 1, patterns, outputs and
-    units from 0.
+    (targets), constant_data (inputs, supervised). Nodes of a chain are dimension step, of a stack layer and step, of
+    other graphs node. Layers and steps are counted from 1, patterns, outputs and units from 0.
     """
     draws = dict(draws)
     stats = {name: draws.pop(name) for name in _STATS if name in draws}
     if "readout_weights" in draws:
-        # Samplers that serve every sharing pattern store a row a step.
-        used = network.labels(task.shape[0]).counts[2]
+        # Samplers that serve every sharing pattern store a row for everything that outputs read.
+        used = len(network.graph_of(task.shape[0]).label_names["readout"])
         draws["readout_weights"] = draws["readout_weights"][:, :, :used]
     draws["preactivation_kernel"] = _preactivation_kernel(draws["kernel"], network, task)
-    groups = {group: _dataset(draws)}
+    groups = {group: dataset(draws, _node_axes(network.graph_of(task.shape[0])))}
     if stats:
         stats["tree_depth"] = np.ceil(np.log2(stats["n_steps"] + 1)).astype(np.int64)
         groups["sample_stats"] = xr.Dataset({k: (("chain", "draw"), v) for k, v in stats.items()})
@@ -89,9 +93,23 @@ def to_datatree(
     return tree
 
 
-def dataset(draws: dict[str, np.ndarray]) -> xr.Dataset:
-    """Named dimensions and coordinates for arrays of shape (chain, draw, ...)."""
-    return _dataset(draws)
+def dataset(draws: dict[str, np.ndarray], axes: dict[str, list[Any]] | None = None) -> xr.Dataset:
+    """Named dimensions and coordinates for arrays of shape (chain, draw, ...); nodes on the axes given."""
+    of_nodes = {other + name: v for other in ("", "other_") for name, v in (axes or {}).items()}
+    variables = {}
+    for name, values in draws.items():
+        sizes: dict[str, int] = {}
+        for dim, size in zip(("chain", "draw", *_DIMS[name]), values.shape, strict=True):
+            if dim in ("node", "other_node"):
+                own = dim.removesuffix("node")
+                sizes |= {own + axis: len(v) for axis, v in (axes or {}).items()}
+            else:
+                sizes[dim] = size
+        variables[name] = (tuple(sizes), values.reshape(tuple(sizes.values())))
+    data = xr.Dataset(variables)
+    return data.assign_coords(
+        _counts(data) | {dim: v for dim, v in of_nodes.items() if dim in data.dims}
+    )
 
 
 def settings(draws: xr.DataTree) -> dict[str, Any]:
@@ -104,6 +122,8 @@ def problem(draws: xr.DataTree) -> tuple[Network, Task]:
     described = json.loads(str(draws.attrs["network"]))
     if isinstance(described["sharing"], dict):
         described["sharing"] = Sharing(**described["sharing"])
+    if described.get("graph") is not None:
+        described["graph"] = Graph(**described["graph"])
     inputs = draws["constant_data"]["inputs"].to_numpy()
     targets = draws["observed_data"]["targets"].to_numpy()
     return Network(**described), Task(inputs, targets, str(draws.attrs["task"]))
@@ -111,17 +131,28 @@ def problem(draws: xr.DataTree) -> tuple[Network, Task]:
 
 def symmetry(draws: xr.DataTree) -> SignSymmetry:
     """The sign symmetry of a run."""
-    steps = draws["constant_data"].sizes["step"]
+    steps, nodes = draws["constant_data"].sizes["step"], stored(draws, "kernel").shape[2]
     recorded = json.loads(str(draws.attrs["symmetry"]))
     return SignSymmetry(
-        **{name: np.array(signs, np.int64).reshape(-1, steps) for name, signs in recorded.items()}
+        np.array(recorded["generators"], np.int64).reshape(-1, nodes),
+        np.array(recorded["output_signs"], np.int64).reshape(-1, steps),
     )
 
 
 def kernel_and_output(draws: xr.DataTree) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Kernels (chain, draw, T,P,T,P) as stored and outputs (chain, draw, T,P,O) in double precision."""
-    kernel, output = (draws["posterior"][name].to_numpy() for name in ("kernel", "output"))
+    """Kernels (chain, draw, m,P,m,P) as stored and outputs (chain, draw, T,P,O) in double precision."""
+    kernel, output = (stored(draws, name) for name in ("kernel", "output"))
     return kernel, output.astype(np.float64)
+
+
+def stored(draws: xr.DataTree, name: str) -> NDArray[Any]:
+    """A variable of the posterior with its nodes on one axis, (chain, draw, ...)."""
+    array = draws["posterior"][name]
+    shape = []
+    for dim in ("chain", "draw", *_DIMS[name]):
+        axes = [dim] if dim in array.dims else [dim[:-4] + axis for axis in ("layer", "step")]
+        shape.append(int(np.prod([array.sizes[axis] for axis in axes if axis in array.dims])))
+    return array.to_numpy().reshape(shape)
 
 
 def seed_data(rng_key: jax.Array) -> list[int]:
@@ -165,9 +196,13 @@ def _plain(value: object) -> object:
     return json.loads(json.dumps(value))
 
 
-def _dataset(draws: dict[str, np.ndarray]) -> xr.Dataset:
-    data = xr.Dataset({k: (("chain", "draw", *_DIMS[k]), v) for k, v in draws.items()})
-    return data.assign_coords(_counts(data))
+def _node_axes(graph: Graph) -> dict[str, list[Any]]:
+    """Dimensions of nodes with their coordinates: step of a chain, layer and step of a stack, else node."""
+    places = graph.places_of_nodes.tolist()
+    layers, steps = list(range(1, places[-1][0] + 1)), list(range(1, graph.steps + 1))
+    if places == [[layer, step] for layer in layers for step in steps]:
+        return {"layer": layers, "step": steps} if len(layers) > 1 else {"step": steps}
+    return {"node": list(graph.nodes)}
 
 
 def _counts(data: xr.Dataset) -> dict[str, np.ndarray]:
@@ -177,11 +212,11 @@ def _counts(data: xr.Dataset) -> dict[str, np.ndarray]:
 
 def _preactivation_kernel(kernel: np.ndarray, network: Network, task: Task) -> np.ndarray:
     """K(C) of every draw, in the draws' own precision."""
-    defined, steps = posed(network, task), task.shape[0]
+    defined = posed(network, task)
     drive = defined.tensor(defined.input_kernel).astype(kernel.dtype)
     K = np.broadcast_to(drive, kernel.shape).copy()
     gain = defined.gain.tocoo()
     for written, read, strength in zip(gain.row, gain.col, gain.data, strict=True):
-        (t, s), (before, other) = divmod(written, steps), divmod(read, steps)
+        (t, s), (before, other) = divmod(written, defined.nodes), divmod(read, defined.nodes)
         K[..., t, :, s, :] += kernel.dtype.type(strength) * kernel[..., before, :, other, :]
     return K

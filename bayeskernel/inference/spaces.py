@@ -111,14 +111,14 @@ def kernels_of_linear_networks(coordinates: Coordinates) -> Space:
 def _observed(
     rng_key: jax.Array, z: jax.Array, coordinates: Coordinates, data: Data, keep: tuple[str, ...]
 ) -> Values:
-    steps, _, _ = preactivations.unfold(z, coordinates, data)
-    activities = jnp.stack([step.activities for step in steps])
+    nodes, _, _ = preactivations.unfold(z, coordinates, data)
+    activities = jnp.stack([node.activities for node in nodes])
     v = readout.draw(rng_key, activities, coordinates, data)
     values = {
-        "kernel": preactivations.full_kernel(steps),
+        "kernel": preactivations.full_kernel(nodes, coordinates),
         "output": readout.outputs(v, activities, coordinates, data),
     }
-    kept = {"preactivation": jnp.stack([step.h for step in steps]), "readout_weights": v}
+    kept = {"preactivation": jnp.stack([node.h for node in nodes]), "readout_weights": v}
     return values | (kept if keep else {})
 
 

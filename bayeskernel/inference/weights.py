@@ -4,11 +4,12 @@ Every weight is a standard normal variable z; its scale enters the forward pass 
 
     recurrent   (recurrent labels, N, N)     W = recurrent_std / sqrt(N) z
     input       (input labels, N, D)         U = input_std / sqrt(D) z
+    bias        (bias labels, N)             b = bias_std z
     readout     (readout labels, O, N)       v = readout_std z
     targets     observed at supervised entries
 
-and the deterministics kernel (T, P, T, P) and output (T, P, O). Steps with equal label use the same
-entry of a site, which is all there is to tying (docs/theory, sections 1 and 2W).
+and the deterministics kernel (nodes, P, nodes, P), of a chain (T, P, T, P), and output (T, P, O). Edges with equal label use
+the same entry of a site, which is all there is to tying (docs/theory, sections 1, 2W and 8).
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ import numpyro
 import numpyro.distributions as dist
 
 from bayeskernel.activations import Activation
+from bayeskernel.graph import Graph
 from bayeskernel.kernels import representational_kernel
-from bayeskernel.network import Network, StepLabels
+from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
 
@@ -32,7 +34,7 @@ class Structure(NamedTuple):
 
     width: int
     phi: Activation
-    labels: StepLabels
+    graph: Graph
     mean_field: bool
 
 
@@ -48,7 +50,7 @@ class Data(NamedTuple):
     supervised
         Shape (T, P, O), boolean.
     scales
-        recurrent_std, input_std, readout_std.
+        Prior scale of every label's weights by kind, see `Graph.label_names`.
     noise
         kappa.
     """
@@ -63,58 +65,76 @@ class Data(NamedTuple):
 def structure(network: Network, steps: int) -> Structure:
     """Collect the static part of a network on a task of ``steps`` steps."""
     return Structure(
-        network.width, network.phi, network.labels(steps), network.scaling == "mean_field"
+        network.width, network.phi, network.graph_of(steps), network.scaling == "mean_field"
     )
 
 
 def arrays(network: Network, task: Task) -> Data:
     """Collect the arrays of a network on a task, in the caller's default float type."""
-    scales = np.array([network.recurrent_std, network.input_std, network.readout_std])
-    values = (task.inputs, np.nan_to_num(task.targets), task.supervised, scales, network.noise)
-    return Data(*(jnp.asarray(a) for a in values))
-
-
-def site_shapes(net: Structure, features: int, outputs: int) -> dict[str, tuple[int, int, int]]:
-    """Shape of each site of standard normal variables."""
-    recurrent, inputs, readout = net.labels.counts
-    return {
-        "recurrent": (recurrent, net.width, net.width),
-        "input": (inputs, net.width, features),
-        "readout": (readout, outputs, net.width),
+    graph = network.graph_of(task.shape[0])
+    scales = {
+        kind: network.standard_deviation(kind) * graph.scales_of(kind) for kind in graph.label_names
     }
+    values = (task.inputs, np.nan_to_num(task.targets), task.supervised, scales, network.noise)
+    return Data(*(jax.tree.map(jnp.asarray, a) for a in values))
+
+
+def site_shapes(net: Structure, features: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    """Shape of each site of standard normal variables that exists (one step needs no recurrent weights)."""
+    own = {
+        "recurrent": (net.width, net.width),
+        "input": (net.width, features),
+        "readout": (outputs, net.width),
+        "bias": (net.width,),
+    }
+    counts = {kind: len(names) for kind, names in net.graph.label_names.items()}
+    return {kind: (counts[kind], *shape) for kind, shape in own.items() if counts[kind]}
 
 
 def draw_prior(rng_key: jax.Array, net: Structure, data: Data) -> dict[str, jax.Array]:
-    """Standard normal variables of all sites that exist (one step needs no recurrent weights)."""
+    """Standard normal variables of all sites."""
     shapes = site_shapes(net, data.inputs.shape[2], data.targets.shape[2])
     keys = jax.random.split(rng_key, len(shapes))
     return {
         name: jax.random.normal(key, shape, data.inputs.dtype)
         for key, (name, shape) in zip(keys, shapes.items(), strict=True)
-        if 0 not in shape
     }
 
 
 def preactivations(z: dict[str, jax.Array], net: Structure, data: Data) -> jax.Array:
-    """Run the network: h of shape (T, P, N)."""
-    # Scales multiply activities, not weights: T P N products instead of N^2.
-    recurrent_scale = data.scales[0] / np.sqrt(net.width)
-    input_scale = data.scales[1] / np.sqrt(data.inputs.shape[2])
-    steps: list[jax.Array] = []
-    for t, x in enumerate(data.inputs):
-        h = (input_scale * x) @ z["input"][net.labels.input[t]].T
-        if t:
-            activity = net.phi(steps[-1])
-            h += (recurrent_scale * activity) @ z["recurrent"][net.labels.recurrent[t]].T
-        steps.append(h)
-    return jnp.stack(steps)
+    """Run the network: h of shape (nodes, P, N)."""
+    # Scales multiply activities, not weights: P N products instead of N^2.
+    graph, norm = (
+        net.graph,
+        {"recurrent": np.sqrt(net.width), "input": np.sqrt(data.inputs.shape[2])},
+    )
+    scales = {kind: data.scales[kind] / norm.get(kind, 1.0) for kind in z}
+    nodes: list[jax.Array] = []
+    activities: list[jax.Array] = []
+    for n in range(graph.size):
+        total = jnp.zeros((data.inputs.shape[1], net.width), data.inputs.dtype)
+        for kind, sources in (("input", data.inputs), ("recurrent", activities)):
+            for edge in graph.edges_of(kind):
+                if edge.target == n:
+                    read = scales[kind][edge.label] * sources[edge.source]
+                    total += read @ z[kind][edge.label].T
+        for edge in graph.edges_of("bias"):
+            if edge.target == n:
+                total += scales["bias"][edge.label] * z["bias"][edge.label]
+        carried = (c * nodes[m] for m, c in enumerate(graph.carry[n, :n].tolist()) if c)
+        nodes.append(sum(carried, graph.drive[n].item() * total))
+        activities.append(net.phi(nodes[-1]))
+    return jnp.stack(nodes)
 
 
 def outputs(z: dict[str, jax.Array], h: jax.Array, net: Structure, data: Data) -> jax.Array:
     """F of shape (T, P, O)."""
-    readout = z["readout"][np.array(net.labels.readout)]
-    scale = data.scales[2] / (net.width if net.mean_field else np.sqrt(net.width))
-    return jnp.einsum("tai,toi->tao", scale * net.phi(h), readout)
+    edges = np.array(net.graph.edges_of("readout"))
+    norm = net.width if net.mean_field else np.sqrt(net.width)
+    scale = data.scales["readout"][edges[:, 2], None, None] / norm
+    read = jnp.einsum("eai,eoi->eao", scale * net.phi(h)[edges[:, 1]], z["readout"][edges[:, 2]])
+    goes = np.arange(net.graph.steps)[:, None] == edges[:, 0]
+    return jnp.tensordot(jnp.asarray(goes, read.dtype), read, 1)
 
 
 def observation(output: jax.Array, net: Structure, data: Data) -> dist.Distribution:
@@ -133,9 +153,8 @@ def model(net: Structure, data: Data) -> None:
     """Define the NumPyro model of weights, kernels, outputs and targets."""
     shapes = site_shapes(net, data.inputs.shape[2], data.targets.shape[2])
     z = {
-        name: numpyro.sample(name, dist.Normal(0, 1).expand(shape).to_event(3))
+        name: numpyro.sample(name, dist.Normal(0, 1).expand(shape).to_event(len(shape)))
         for name, shape in shapes.items()
-        if 0 not in shape
     }
     h = preactivations(z, net, data)
     output = outputs(z, h, net, data)
@@ -146,9 +165,9 @@ def model(net: Structure, data: Data) -> None:
 
 def scale_sites(z: dict[str, jax.Array], net: Structure, data: Data) -> dict[str, jax.Array]:
     """W, U and v as they act in the network, from standard normal variables."""
-    scale = {
-        "recurrent": data.scales[0] / np.sqrt(net.width),
-        "input": data.scales[1] / np.sqrt(data.inputs.shape[2]),
-        "readout": data.scales[2],
+    norm = {"recurrent": np.sqrt(net.width), "input": np.sqrt(data.inputs.shape[2])}
+    return {
+        kind: (data.scales[kind] / norm.get(kind, 1.0)).reshape(-1, *(value.ndim - 1) * (1,))
+        * value
+        for kind, value in z.items()
     }
-    return {name: scale[name] * value for name, value in z.items()}
