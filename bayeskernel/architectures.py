@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from bayeskernel.errors import InputError, positive, positive_integer
@@ -90,7 +91,7 @@ def residual(depth: int, sharing: Pattern | Sharing = "untied") -> Graph:
     triples = [("x1", "h1", "U0")]
     triples += [(nodes[t - 1], nodes[t], f"W{labels.recurrent[t]}") for t in range(1, depth)]
     triples.append((nodes[-1], f"y{depth}", "V0"))
-    carries = dict.fromkeys(zip(nodes, nodes[1:], strict=False), 1.0)
+    carries = dict.fromkeys(itertools.pairwise(nodes), 1.0)
     return _graph(nodes, triples, carries=carries)
 
 

@@ -127,21 +127,21 @@ class Graph:
 
     def scales_of(self, kind: str) -> Floats:
         """Relative standard deviations of the labels of a kind."""
-        scales = dict(self.scales)  # type: ignore[arg-type]
+        scales = dict(self.scales)
         return np.array([scales.get(name, 1.0) for name in self.label_names[kind]], np.float64)
 
     @cached_property
     def carry(self) -> Floats:
         """How strongly pre-activations of a node (column) are added to those of another (row), (nodes, nodes)."""
-        matrix = np.zeros((self.size, self.size))
-        for (source, target), factor in self.carries:  # type: ignore[misc]
-            matrix[self._position(target), self._position(source)] = factor  # type: ignore[has-type]
+        matrix, carries = np.zeros((self.size, self.size)), dict(self.carries)
+        for (source, target), factor in carries.items():
+            matrix[self._position(target), self._position(source)] = factor
         return matrix
 
     @cached_property
     def drive(self) -> Floats:
         """Factor on what edges bring to a node, (nodes,)."""
-        drives = dict(self.drives)  # type: ignore[arg-type]
+        drives = dict(self.drives)
         return np.array([drives.get(name, 1.0) for name in self.nodes], np.float64)
 
     @cached_property
@@ -162,7 +162,7 @@ class Graph:
     @cached_property
     def places_of_nodes(self) -> NDArray[np.int64]:
         """Layer and step of every node, counted from 1; (nodes, 2)."""
-        places = dict(self.places)  # type: ignore[arg-type]
+        places = dict(self.places)
         return np.array([places.get(name, (1, k + 1)) for k, name in enumerate(self.nodes)])
 
     def describe(self) -> dict[str, Any]:
@@ -192,7 +192,7 @@ class Graph:
         reached = {target for source, target in self.edges if source[0] == "x" or source == BIAS}
         for node in self.nodes:
             before = [s for s, t in self.edges if t == node]
-            before += [s for (s, t), _ in self.carries if t == node]  # type: ignore[misc]
+            before += [s for s, t in dict(self.carries) if t == node]
             if reached & set(before):
                 reached.add(node)
         outputs = [(s, t) for s, t in self.edges if _OUTSIDE.fullmatch(t)]

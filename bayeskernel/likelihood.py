@@ -115,10 +115,15 @@ def output_variance(C: Floats, problem: Problem) -> Floats:
     return variance
 
 
+def covariance(Q: Floats, reading: Readings, problem: Problem) -> Floats:
+    """S at the outputs of a reading, shape (n, n)."""
+    prior = Q[np.ix_(reading.sites, reading.sites)]
+    return output_covariance(prior, np.asarray(problem.noise), np.eye(len(reading.sites)))
+
+
 def _factor(Q: Floats, reading: Readings, problem: Problem) -> tuple[Floats, bool]:
     """Cholesky factor of S for `cho_solve`; NaN where rounding errors leave none, which solvers report."""
-    prior, identity = Q[np.ix_(reading.sites, reading.sites)], np.eye(len(reading.sites))
-    S = output_covariance(prior, np.asarray(problem.noise), identity)
+    S = covariance(Q, reading, problem)
     try:
         return np.asarray(np.linalg.cholesky(S), np.float64), True
     except np.linalg.LinAlgError:

@@ -102,10 +102,9 @@ class Network:
     def graph_of(self, steps: int) -> Graph:
         """The graph of the network on tasks of some steps."""
         if self.graph is None:
-            made = _stacked(
+            return _stacked(
                 steps, self.sharing, self.layers, self.leak, self.skip, self.bias_std > 0
             )
-            return made
         if self.graph.steps != steps:
             raise InputError("task", f"{self.graph.steps} steps, as the network's graph has", steps)
         return self.graph

@@ -401,37 +401,85 @@ def plot_free_energy(
 
 
 def plot_network(network: Network, task: Task, ax: Axes | None = None) -> Axes:
-    """The network unrolled over steps: arrows of one colour are the same weights.
+    """The network's graph: arrows of one colour are the same weights.
 
-    Input weights come from below and are drawn where a step has input, readout weights go up and are drawn
-    where a step has targets, recurrent weights join the steps.
+    Steps run to the right and layers upwards. Input weights come from below and are drawn where a step has input, readout
+    weights go up and are drawn where a step has targets. Dashed lines carry pre-activations over.
     """
-    steps = task.shape[0]
-    axes = _axes(ax, (0.9 * steps, 0.9 * 2.6))  # as wide and high as the limits below
-    labels = network.labels(steps)
-    driven = [bool(np.any(x)) for x in task.inputs]
-    supervised = [bool(np.any(known)) for known in task.supervised]
-
-    def arrow(start: tuple[float, float], end: tuple[float, float], label: int) -> None:
-        style = {"arrowstyle": "-|>", "color": f"C{label % 10}", "linewidth": 1.8}
-        axes.annotate("", end, start, arrowprops=style)
-
-    for t in range(steps):
-        axes.add_patch(Circle((t, 0), 0.22, fill=False, color="0.5", linewidth=1.5))
-        axes.text(t, 0, str(t + 1), ha="center", va="center")
-        if t:
-            arrow((t - 0.78, 0), (t - 0.22, 0), labels.recurrent[t])
-        if driven[t]:
-            arrow((t, -0.85), (t, -0.22), labels.input[t])
-            axes.text(t, -0.9, "input", ha="center", va="top", fontsize="small")
-        if supervised[t]:
-            arrow((t, 0.22), (t, 0.85), labels.readout[t])
-            axes.text(t, 0.9, "target", ha="center", va="bottom", fontsize="small")
-    axes.set_xlim(-0.6, steps - 0.4)
-    axes.set_ylim(-1.3, 1.3)
+    graph = network.graph_of(task.shape[0])
+    places = {n: (step - 1, layer - 1) for n, (layer, step) in enumerate(graph.places_of_nodes)}
+    layers = 1 + max(layer for _, layer in places.values())
+    last = max(t for t, _ in places.values())
+    axes = _axes(ax, (0.9 * (last + 1), 0.9 * (layers + 1.6)))  # as wide and high as the limits below
+    used = {
+        "input": np.any(task.inputs != 0, axis=(1, 2)),
+        "readout": np.any(task.supervised, axis=(1, 2)),
+    }
+    colours = {
+        kind: sum(len(graph.label_names[k]) for k in before) for kind, before in _COLOURS.items()
+    }
+    for n, (t, layer) in places.items():
+        axes.add_patch(Circle((t, layer), 0.22, fill=False, color="0.5", linewidth=1.5))
+        axes.text(t, layer, str(t + 1), ha="center", va="center")
+        for m in np.flatnonzero(graph.carry[n]):
+            _arrow(axes, places[int(m)], (t, layer), "0.5", linestyle="--", bend=0.6)
+    written: dict[tuple[int, float, str], str] = {}
+    for kind in ("recurrent", "input", "readout"):
+        for target, source, label in graph.edges_of(kind):
+            colour = f"C{(colours[kind] + label) % 10}"
+            if kind == "recurrent":
+                far = abs(places[target][0] - places[source][0]) > 1
+                _arrow(axes, places[source], places[target], colour, bend=-0.35 * far)
+            elif kind == "input" and used["input"][source]:
+                _arrow(
+                    axes,
+                    (source, -1.07),
+                    places[target],
+                    colour,
+                    bend=0.3 * (places[target][1] > 0),
+                )
+                written[source, -0.9, "top"] = "input"
+            elif kind == "readout" and used["readout"][target]:
+                bend = 0.3 * (places[source][1] < layers - 1)
+                _arrow(axes, places[source], (target, layers + 0.07), colour, bend=bend)
+                written[target, layers - 0.1, "bottom"] = "target"
+    for (t, height, side), text in written.items():
+        axes.text(t, height, text, ha="center", va=side, fontsize="small")
+    axes.set_xlim(-0.6, last + 0.6)
+    axes.set_ylim(-1.3, layers + 0.3)
     axes.set_aspect("equal")
     axes.axis("off")
     return axes
+
+
+# Colours of a kind's labels begin after those of these kinds.
+_COLOURS: dict[str, tuple[str, ...]] = {
+    "recurrent": (),
+    "input": ("recurrent",),
+    "readout": ("recurrent", "input"),
+}
+
+
+def _arrow(
+    axes: Axes,
+    start: tuple[float, float],
+    end: tuple[float, float],
+    colour: str,
+    *,
+    linestyle: str = "-",
+    bend: float = 0.0,
+) -> None:
+    """An arrow between the rims of two circles, bent where it would cross others."""
+    way = np.subtract(end, start) / np.linalg.norm(np.subtract(end, start))
+    style = {
+        "arrowstyle": "-|>",
+        "color": colour,
+        "linewidth": 1.8,
+        "linestyle": linestyle,
+        "connectionstyle": f"arc3,rad={bend}",
+    }
+    tip, tail = np.subtract(end, 0.22 * way), np.add(start, 0.22 * way)
+    axes.annotate("", (tip[0], tip[1]), (tail[0], tail[1]), arrowprops=style)
 
 
 def plot_ranks(values: Floats, ax: Axes | None = None) -> Axes:

@@ -223,7 +223,7 @@ def read_inputs(network: Network, graph: Graph, inputs: Floats) -> Floats:
 
 def _pairs(maps: Floats) -> csr_array:
     """sum_l G_l x G_l."""
-    count, rows, columns = maps.shape
+    _, rows, columns = maps.shape
     total = csr_array((rows**2, columns**2))
     for G in maps:
         total = total + kron(csr_array(G), csr_array(G), format="csr")

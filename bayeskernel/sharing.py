@@ -55,8 +55,9 @@ class Sharing:
     Parameters
     ----------
     recurrent, input, readout, feedforward
-        Weights between steps, from the inputs, to the outputs, and from layer to layer at the same step. Each "tied" (one set of weights for all steps: an RNN), "untied" (a set per step: a DNN), or
-        a list of T integer labels, equal label = same weights.
+        Weights between steps, from the inputs, to the outputs, and from layer to layer at the same step. Each
+        "tied" (one set of weights for all steps: an RNN), "untied" (a set per step: a DNN), or a list of T
+        integer labels, equal label = same weights.
     """
 
     recurrent: Pattern = "tied"

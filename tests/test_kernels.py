@@ -32,7 +32,7 @@ def test_output_covariance_entry_by_entry(general_task):
     defined = problem(network, general_task)
     seen = set()
     for reading in defined.readings:
-        S = covariance(defined.matrix(C), reading, defined)
+        S = covariance(defined.read(defined.matrix(C)), reading, defined)
         seen |= {(site, o) for site in reading.sites for o in reading.outputs}
         for i, p in enumerate(reading.sites):
             for j, q in enumerate(reading.sites):

@@ -10,7 +10,9 @@ import bayeskernel
 ROOT = Path(bayeskernel.__file__).parent
 LAYERS = [
     {"errors", "_arviz"},
-    {"activations", "tasks", "network", "keys"},
+    {"activations", "tasks", "sharing", "graph", "keys"},
+    {"architectures"},
+    {"network"},
     {"kernels", "gauge", "conditioning"},
     {"problem"},
     {"likelihood"},

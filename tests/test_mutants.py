@@ -11,6 +11,7 @@ import jax
 import pytest
 
 import bayeskernel as bk
+from bayeskernel import network as architecture
 from bayeskernel import problem as definitions
 from bayeskernel.inference import (
     conditional,
@@ -21,7 +22,7 @@ from bayeskernel.inference import (
     weights,
 )
 from bayeskernel.meanfield import critical, free_energy, grid, particles, prior, solve
-from bayeskernel.network import StepLabels
+from bayeskernel.sharing import labels_of
 
 from . import test_kernels
 from .conftest import make_general_task as general_task
@@ -75,7 +76,8 @@ DOUBLE = [name for name in CHECKS if not name.startswith(("theory", "joint"))]
 
 _arrays, _problem = weights.arrays, definitions.problem
 _fed_back, _tilt = definitions.Problem.fed_back, grid.tilt
-_masks, _likelihood = StepLabels.masks, readout.log_likelihood_and_slope
+_likelihood = readout.log_likelihood_and_slope
+_stacked = architecture._stacked
 _half_square, _normal_like, _rotate = hmc._half_square, hmc._normal_like, hmc._rotate
 _freedom = kernel_space._degrees_of_freedom
 
@@ -90,6 +92,10 @@ def scaled_problem(field, factor):
 
 def scaled_data(change):
     return lambda network, task: change(_arrays(network, task))
+
+
+def scaled_scale(scales, kind):
+    return scales | {kind: 1.05 * scales[kind]}
 
 
 def scaled_tree(factor, tree):
@@ -108,9 +114,12 @@ def without_last_pattern(data):
     return data._replace(supervised=data.supervised.at[:, -1].set(False))
 
 
-def exchanged_masks(labels):
-    recurrent, inputs, readout = _masks(labels)
-    return inputs, readout, recurrent
+def exchanged_labels(steps, sharing, *more):
+    """Recurrent weights shared as inputs are, inputs as readouts are, readouts as recurrent weights are."""
+    own = labels_of(sharing, steps)
+    recurrent = [0, *own.recurrent[1:]]
+    mixed = bk.Sharing(list(own.input), list(own.readout), recurrent, list(own.feedforward))
+    return _stacked(steps, mixed, *more)
 
 
 def without_log_determinant(lower, coordinates, data):
@@ -138,7 +147,7 @@ MUTANTS = {
         (
             weights,
             "arrays",
-            scaled_data(lambda d: d._replace(scales=d.scales.at[0].multiply(1.05))),
+            scaled_data(lambda d: d._replace(scales=scaled_scale(d.scales, "recurrent"))),
         ),
     ],
     "readout std + 5 %": [
@@ -146,22 +155,11 @@ MUTANTS = {
         (
             weights,
             "arrays",
-            scaled_data(lambda d: d._replace(scales=d.scales.at[2].multiply(1.05))),
+            scaled_data(lambda d: d._replace(scales=scaled_scale(d.scales, "readout"))),
         ),
     ],
     "masks exchanged": [
-        (StepLabels, "masks", exchanged_masks),
-        (
-            weights,
-            "structure",
-            lambda network, steps: (
-                lambda s: s._replace(
-                    labels=StepLabels(
-                        s.labels.recurrent, s.labels.input[::-1], s.labels.readout[::-1]
-                    )
-                )
-            )(weights.Structure(network.width, network.phi, network.labels(steps), True)),
-        ),
+        (architecture, "_stacked", exchanged_labels),
     ],
     "one pattern dropped": [
         *every_problem(problem_without_last_site),

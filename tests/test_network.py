@@ -6,6 +6,7 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
+from bayeskernel.sharing import labels_of
 
 BAD = {
     "width zero": ({"width": 0}, "width: expected an integer >= 1"),
@@ -36,21 +37,21 @@ def test_bad_input_is_named(name):
 @pytest.mark.parametrize("sharing", [[0, 1], bk.Sharing(recurrent=[0, 1])])
 def test_labels_of_wrong_length(sharing):
     with pytest.raises(InputError, match="expected 3 labels, one per step, got 2"):
-        bk.Network(8, sharing=sharing).labels(3)
+        labels_of(sharing, 3)
 
 
 def test_equal_sharing_gives_equal_labels():
-    tied, untied = bk.Network(8, sharing="tied"), bk.Network(8, sharing="untied")
-    assert bk.Network(8, sharing=[5, 5, 5]).labels(3) == tied.labels(3)
-    assert bk.Network(8, sharing=[2, 7, 1]).labels(3) == untied.labels(3)
+    tied, untied = labels_of("tied", 3), labels_of("untied", 3)
+    assert labels_of([5, 5, 5], 3) == tied
+    assert labels_of([2, 7, 1], 3) == untied
     # The recurrent label of the first step is never used.
     first = bk.Sharing([9, 1, 1], [0, 0, 0], [0, 0, 0])
-    assert bk.Network(8, sharing=first).labels(3) == tied.labels(3)
-    assert tied.labels(1) == untied.labels(1)
+    assert labels_of(first, 3) == tied
+    assert labels_of("tied", 1) == labels_of("untied", 1)
 
 
 def test_masks_say_where_weights_are_shared():
-    labels = bk.Network(8, sharing=bk.Sharing([0, 0, 1, 1], "untied", [0, 1, 1, 0])).labels(4)
+    labels = labels_of(bk.Sharing([0, 0, 1, 1], "untied", [0, 1, 1, 0]), 4)
     recurrent, inputs, readout = labels.masks()
     assert np.array_equal(recurrent[1:, 1:], [[1, 0, 0], [0, 1, 1], [0, 1, 1]])
     assert np.array_equal(inputs, np.eye(4))

@@ -4,8 +4,8 @@ Given the activities, every unit's pre-activations at any sites are jointly Gaus
 
     h[n,a] = sum_l z_l r_l[n,a],        r_l = G_l phi / sqrt(N) for weights between nodes, U_l x / sqrt(D), biases alike,
 
-their covariance is sum_l r_l r_l^T, so both questions are Gaussian conditioning, exact at finite width (docs/theory, section 2H). Everything
-here runs in float64, one draw at a time.
+their covariance is sum_l r_l r_l^T, so both questions are Gaussian conditioning, exact at finite width
+(docs/theory, section 2H). Everything here runs in float64, one draw at a time.
 """
 
 from __future__ import annotations

@@ -175,9 +175,8 @@ def _symmetric_row(slopes: dict[int, jax.Array], n: int, coordinates: Coordinate
     if not coordinates.chain:
         last = max(slopes)
         grown = ((0, (last - k) * P) for k in slopes)
-        total = sum(
-            jnp.pad(part, (by, by)) for part, by in zip(slopes.values(), grown, strict=True)
-        )
+        padded = [jnp.pad(part, (by, by)) for part, by in zip(slopes.values(), grown, strict=True)]
+        total = jnp.sum(jnp.stack(padded), axis=0)
         return total[own] + total[:, own].T
     rows, diagonal = slopes[n][:, : own.start], slopes[n][:, own]
     later = [slopes[k][:, own].T for k in sorted(slopes) if k > n]

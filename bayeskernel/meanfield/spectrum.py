@@ -7,8 +7,8 @@ G = <phi_in g^T>, H = <g g^T>, in the limit N -> infinity (docs/theory, section 
     singular values: theta^2 an eigenvalue of C_in^-1 H gives a spike at theta^2 / sqrt(theta^2 - sw^2)
     if theta^2 > 2 sw^2; the bulk ends at 2 sw.
 
-Of a chain g = h - U x. In general the weights of label l enter h by G_l phi, so given h, g is Gaussian with mean X^T u, u = K^+ h
-and X = <h g^T> = sw G_l C; <phi u^T> = Y and <u u^T> = B + K^+ are known from the law of one unit.
+Of a chain g = h - U x. In general the weights of label l enter h by G_l phi, so given h, g is Gaussian with mean X^T u,
+u = K^+ h and X = <h g^T> = sw G_l C; <phi u^T> = Y and <u u^T> = B + K^+ are known from the law of one unit.
 """
 
 from __future__ import annotations

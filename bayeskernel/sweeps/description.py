@@ -14,7 +14,8 @@ import numpy as np
 
 from bayeskernel import tasks
 from bayeskernel.errors import InputError, integers, mapping
-from bayeskernel.network import Network, Sharing
+from bayeskernel.network import Network
+from bayeskernel.sharing import Sharing
 from bayeskernel.tasks import Task
 
 _MAKERS: dict[str, Callable[..., Task]] = {

@@ -25,7 +25,8 @@ from bayeskernel.errors import (
     positive,
     positive_integer,
 )
-from bayeskernel.network import Network, Sharing, check_problem
+from bayeskernel.network import Network, check_problem
+from bayeskernel.sharing import Sharing
 from bayeskernel.tasks import Task
 
 # Axes in the order of a sweep's dataset. What is left out of a grid has the network's value, signal 1, seed 0.

@@ -122,12 +122,12 @@ def invariants(given: Case, values: Values, y: np.ndarray) -> Values:
         if "preactivation" in values:
             h = np.asarray(values["preactivation"], float)[:, t, a]
             out[f"|h{k}|^2"], out[f"sum h{k}^4"] = (h**2).sum(-1), (h**4).sum(-1)
-    used = given.network.labels(given.task.shape[0]).counts
-    names = ("recurrent_weights", "input_weights", "readout_weights")
-    for name, labels in zip(names, used, strict=True):
+    used = given.network.graph_of(given.task.shape[0]).label_names
+    for kind, labels in used.items():
+        name = f"{kind}_weights"
         if name in values:
             w = np.asarray(values[name], float)
-            for label in range(labels):
+            for label in range(len(labels)):
                 out[f"|{name} {label}|^2"] = (w[:, label] ** 2).reshape(count, -1).sum(1)
     if "recurrent_weights" in values:
         out["tr W^2"] = np.einsum("rlij,rlji->r", *(2 * [values["recurrent_weights"]]))

@@ -7,6 +7,7 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
+from bayeskernel.sharing import labels_of
 
 SHARINGS = ["tied", "untied", bk.Sharing([0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1])]
 QUICK = {"num_warmup": 30, "num_samples": 4, "num_chains": 2, "progress": False}
@@ -23,7 +24,7 @@ def test_weights_reproduce_preactivations_and_outputs(sharing, space, general_ta
     network = bk.Network(16, "tanh", sharing, recurrent_std=1.2, input_std=0.8)
     draws = run(network, general_task, space=space, keep=("preactivations",))
     drawn = bk.weights(jax.random.key(0), draws, network, general_task)
-    labels = network.labels(4)
+    labels = labels_of(network.sharing, 4)
     for chain, draw in ((0, 0), (1, 3)):
         h = draws["posterior"]["preactivation"].to_numpy()[chain, draw]
         W, U, v = (

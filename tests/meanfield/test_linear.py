@@ -7,6 +7,7 @@ from bayeskernel.meanfield import fluctuations, newton
 from bayeskernel.meanfield.newton import Newton, Status
 from bayeskernel.meanfield.starts import prior_point
 from bayeskernel.problem import problem
+from bayeskernel.sharing import labels_of
 from tests.inference import references
 
 from . import closed_forms
@@ -84,7 +85,7 @@ def test_free_energy_is_its_formula(sharing, general_task):
     # Three features and four steps of inputs: K has full rank for two patterns.
     theory = bk.solve(network, general_task)
     C = matrix(theory.kernel)
-    K, S = references.kernel_maps(network, general_task, network.labels(4))
+    K, S = references.kernel_maps(network, general_task, labels_of(network.sharing, 4))
     covariances, targets = zip(*(S(C, o) for o in range(2)), strict=True)
     expected = closed_forms.free_energy(C, K(C), covariances, targets)
     assert theory.free_energy == pytest.approx(expected, rel=1e-10)
@@ -101,12 +102,12 @@ def test_solution_satisfies_the_saddle_point_equations(sharing, general_task):
     C, K, Ct = (matrix(k) for k in (theory.kernel, theory.preactivation_kernel, theory.conjugate))
     assert np.linalg.inv(np.linalg.inv(K) - Ct) == pytest.approx(C, rel=1e-6, abs=1e-7)
     # The conjugate kernel of step t carries M_W between steps t+1 and s+1, the steps that read C.
-    _, S = references.kernel_maps(network, general_task, network.labels(4))
+    _, S = references.kernel_maps(network, general_task, labels_of(network.sharing, 4))
     dual = np.zeros((8, 2))
     for o in range(2):
         covariance, targets = S(C, o)
         dual[general_task.supervised[..., o].ravel(), o] = np.linalg.solve(covariance, targets)
-    M_W, _, M_V = network.labels(4).masks()
+    M_W, _, M_V = labels_of(network.sharing, 4).masks()
     B = (np.linalg.inv(K) @ C @ np.linalg.inv(K) - np.linalg.inv(K)).reshape(4, 2, 4, 2)
     expected = (dual @ dual.T).reshape(4, 2, 4, 2) * M_V[:, None, :, None]
     expected[:3, :, :3] += (M_W[:, None, :, None] * B)[1:, :, 1:]
