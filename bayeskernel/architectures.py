@@ -92,7 +92,8 @@ def residual(depth: int, sharing: Pattern | Sharing = "untied") -> Graph:
     triples += [(nodes[t - 1], nodes[t], f"W{labels.recurrent[t]}") for t in range(1, depth)]
     triples.append((nodes[-1], f"y{depth}", "V0"))
     carries = dict.fromkeys(itertools.pairwise(nodes), 1.0)
-    return _graph(nodes, triples, carries=carries)
+    places = {name: (1, t + 1) for t, name in enumerate(nodes)}
+    return _graph(nodes, triples, carries=carries, places=places)
 
 
 def bidirectional(steps: int, sharing: Pattern | Sharing = "tied") -> Graph:

@@ -200,7 +200,7 @@ def _node_axes(graph: Graph) -> dict[str, list[Any]]:
     """Dimensions of nodes with their coordinates: step of a chain, layer and step of a stack, else node."""
     places = graph.places_of_nodes.tolist()
     layers, steps = list(range(1, places[-1][0] + 1)), list(range(1, graph.steps + 1))
-    if places == [[layer, step] for layer in layers for step in steps]:
+    if graph.places and places == [[layer, step] for layer in layers for step in steps]:
         return {"layer": layers, "step": steps} if len(layers) > 1 else {"step": steps}
     return {"node": list(graph.nodes)}
 
