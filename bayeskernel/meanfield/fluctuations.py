@@ -35,7 +35,7 @@ from bayeskernel.meanfield.branches import Solution
 from bayeskernel.meanfield.crowd import Crowd
 from bayeskernel.meanfield.newton import Status
 from bayeskernel.meanfield.particles import Particles
-from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
+from bayeskernel.meanfield.saddle import Point, Saddle, Stationarity, within_groups
 from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -196,7 +196,8 @@ class Fluctuations:
         """Gradient of 2 F in the coordinates of the solution, at a displaced point on the same nodes."""
         saddle, k = self._saddle, self._saddle.size
         C, Ct = point.C + saddle.spread(step[:k]), point.Ct + saddle.tilt(step[k:])
-        moved = Saddle(self._problem, point._replace(C=C, Ct=Ct))
+        # No whitened coordinates of its own: they would take most of the time.
+        moved = Stationarity(self._problem, point._replace(C=C, Ct=Ct))
         return np.concatenate(
             [saddle.gathered(Ct - moved.conjugate), saddle.whitened(C - moved.average)]
         )

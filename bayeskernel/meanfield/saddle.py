@@ -67,8 +67,8 @@ def within_groups(point: Point) -> NDArray[np.bool_]:
     return within
 
 
-class Saddle:
-    """F around a point.
+class Stationarity:
+    """What C and Ct must be, by the laws at a point.
 
     Parameters
     ----------
@@ -83,8 +83,6 @@ class Saddle:
     ----------
     laws
         One for every group.
-    slope, mismatch
-        2 dF/dC and 2 dF/dCt in whitened coordinates.
     """
 
     def __init__(
@@ -104,25 +102,6 @@ class Saddle:
             )
         self.laws = laws
         self._averages: Sequence[Law | Averages] = averages or laws
-        self._ends = np.cumsum([0, *(law.size for law in laws)])
-        self.slope = self.gathered(point.Ct - self.conjugate)
-        self.mismatch = self.whitened(point.C - self.average)
-
-    @property
-    def size(self) -> int:
-        """Number k of whitened coordinates."""
-        return int(self._ends[-1])
-
-    @property
-    def effective(self) -> float:
-        """Smallest effective fraction of the nodes."""
-        return min(law.effective for law in self.laws)
-
-    @property
-    def residual(self) -> float:
-        """Largest violation of the two saddle-point equations, in whitened coordinates."""
-        both = np.concatenate([self.slope, self.mismatch])
-        return float(np.max(np.abs(both), initial=0.0))
 
     @cached_property
     def average(self) -> Floats:
@@ -149,6 +128,57 @@ class Saddle:
         log_normaliser = sum(law.log_normaliser for law in self.laws)
         data = energy(self.point.C, self.problem) if self.problem.mean_field else 0.0
         return float(data + np.sum(self.point.Ct * self.point.C) / 2 - log_normaliser)
+
+    @cached_property
+    def _allowed(self) -> NDArray[np.bool_]:
+        """Entries that may differ from zero, (d, d)."""
+        if self.point.symmetric:
+            return np.asarray(self.problem.over_sites(self.problem.even), bool)
+        return np.ones_like(self.K, bool)
+
+    def _joined(self, blocks: list[Floats]) -> Floats:
+        out = np.zeros_like(self.K)
+        for block, part in zip(self._blocks, blocks, strict=True):
+            out[block] = part
+        return out
+
+
+class Saddle(Stationarity):
+    """F around a point, for arguments as of `Stationarity`.
+
+    Attributes
+    ----------
+    slope, mismatch
+        2 dF/dC and 2 dF/dCt in whitened coordinates.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        point: Point,
+        laws: tuple[Law, ...] | None = None,
+        averages: tuple[Averages, ...] = (),
+    ) -> None:
+        super().__init__(problem, point, laws, averages)
+        self._ends = np.cumsum([0, *(law.size for law in self.laws)])
+        self.slope = self.gathered(point.Ct - self.conjugate)
+        self.mismatch = self.whitened(point.C - self.average)
+
+    @property
+    def size(self) -> int:
+        """Number k of whitened coordinates."""
+        return int(self._ends[-1])
+
+    @property
+    def effective(self) -> float:
+        """Smallest effective fraction of the nodes."""
+        return min(law.effective for law in self.laws)
+
+    @property
+    def residual(self) -> float:
+        """Largest violation of the two saddle-point equations, in whitened coordinates."""
+        both = np.concatenate([self.slope, self.mismatch])
+        return float(np.max(np.abs(both), initial=0.0))
 
     @property
     def reduced_value(self) -> float:
@@ -244,13 +274,6 @@ class Saddle:
         return out + self._stiffness(dC) if self.problem.mean_field else out
 
     @cached_property
-    def _allowed(self) -> NDArray[np.bool_]:
-        """Entries that may differ from zero, (d, d)."""
-        if self.point.symmetric:
-            return np.asarray(self.problem.over_sites(self.problem.even), bool)
-        return np.ones_like(self.K, bool)
-
-    @cached_property
     def _stiffness(self) -> Stiffness:
         return Stiffness(self.point.C, self.problem)
 
@@ -260,9 +283,3 @@ class Saddle:
     def _carried(self, dK: Floats) -> Floats:
         pairs = zip(self.laws, self._blocks, strict=True)
         return np.concatenate([law.carried(dK[block]) for law, block in pairs])
-
-    def _joined(self, blocks: list[Floats]) -> Floats:
-        out = np.zeros_like(self.K)
-        for block, part in zip(self._blocks, blocks, strict=True):
-            out[block] = part
-        return out

@@ -1,103 +1,24 @@
-"""What is learned: input sequences, targets, and which targets are supervised.
-
-Arrays are ordered (step, pattern, feature): T steps, P patterns, D input features, O outputs.
-"""
+"""Which tasks are ready to use? Real data, and the smallest ones that ask for a memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import jax
 import numpy as np
 import scipy.linalg
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from bayeskernel.errors import LARGEST, InputError, integers, positive, positive_integer, real_array
+from bayeskernel.errors import InputError, integers, positive, positive_integer, real_array
 from bayeskernel.keys import check_key
+from bayeskernel.tasks.task import Floats, Task
 
-Floats: TypeAlias = NDArray[np.float64]
 # A float64 array of that many takes 800 MB.
 _MOST_NUMBERS = 10**8
 
 Supervised: TypeAlias = Literal["all"] | Sequence[int]
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """Input sequences with targets at the supervised steps.
-
-    Parameters
-    ----------
-    inputs
-        Shape (T, P, D), finite.
-    targets
-        Shape (T, P, O), or (T, P) for one output. NaN marks an unsupervised entry; at least one
-        entry must be supervised. Whole numbers are taken as the values to regress on.
-    name
-        Shown in reports.
-
-    Notes
-    -----
-    Duplicate patterns are allowed: their units are then equal, the kernel is singular, and theory
-    and samplers work on its range.
-
-    Raises
-    ------
-    InputError
-        For a wrong number of dimensions, shapes that do not match, inputs that are not finite,
-        infinite targets, booleans or complex numbers, or no supervised entry.
-    """
-
-    inputs: Floats
-    targets: Floats
-    name: str = "task"
-
-    def __post_init__(self) -> None:
-        inputs = real_array("inputs", self.inputs, (3,), "(T, P, D)")
-        targets = real_array("targets", self.targets, (2, 3), "(T, P) or (T, P, O)")
-        if targets.ndim == 2:
-            targets = targets[..., None]
-        if targets.shape[:2] != inputs.shape[:2]:
-            raise InputError(
-                "targets",
-                f"leading shape (T, P) = {inputs.shape[:2]} as in inputs",
-                f"shape {np.shape(self.targets)}",
-            )
-        if 0 in inputs.shape or 0 in targets.shape:
-            raise InputError("inputs, targets", "no empty axis", f"{inputs.shape}, {targets.shape}")
-        if not np.all(np.isfinite(inputs)):
-            raise InputError("inputs", "finite numbers", _first_bad("inputs", inputs))
-        if np.any(np.isinf(targets)):
-            raise InputError("targets", "finite numbers or NaN (= unsupervised)", "an infinity")
-        for name, array in (("inputs", inputs), ("targets", targets)):
-            if np.nanmax(np.abs(array), initial=0.0) > LARGEST:
-                raise InputError(
-                    name, f"numbers up to {LARGEST:g}", f"{np.nanmax(np.abs(array)):g}"
-                )
-        if np.all(np.isnan(targets)):
-            raise InputError("targets", "at least one supervised (non-NaN) entry", "only NaN")
-        for name, array in (("inputs", inputs), ("targets", targets)):
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(T, P, D, O): steps, patterns, input features, outputs."""
-        return (*self.inputs.shape, self.targets.shape[2])
-
-    @property
-    def supervised(self) -> NDArray[np.bool_]:
-        """True where a target is given, shape (T, P, O)."""
-        return ~np.isnan(self.targets)
-
-    def scaled(self, signal: float) -> Task:
-        """Return the same task with all targets multiplied by ``signal`` (0 gives the prior)."""
-        if signal == 0:
-            return Task(self.inputs, 0.0 * self.targets, self.name)
-        return Task(self.inputs, positive("signal", signal) * self.targets, self.name)
 
 
 def endpoint(patterns: ArrayLike, labels: ArrayLike, steps: int, *, name: str = "endpoint") -> Task:
@@ -310,11 +231,6 @@ def _check_size(**counts: int) -> None:
     """Refuse a task that would not fit into memory before any of it is made."""
     if math.prod(counts.values()) > _MOST_NUMBERS:
         raise InputError(", ".join(counts), f"a product of at most {_MOST_NUMBERS:g}", counts)
-
-
-def _first_bad(argument: str, array: Floats) -> str:
-    where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-    return f"{array[where]} at {argument}{list(where)}"
 
 
 def _first_step_only(inputs: Floats, steps: int) -> Floats:
