@@ -60,10 +60,13 @@ class Sampler:
         (rng_key, data) -> chain state, drawn from the prior.
     advance
         (state, data, n) -> state and a buffer whose first n rows are the draws made.
+    units
+        (state, data) -> the state as a draw, with pre-activations and readout weights.
     """
 
     start: Callable[[jax.Array, Any], Any]
     advance: Callable[[Any, Any, int], tuple[Any, dict[str, jax.Array]]]
+    units: Callable[[Any, Any], dict[str, jax.Array]]
 
 
 def build(space: Space, algorithm: str, num_warmup: int, keep: tuple[str, ...]) -> Sampler:
@@ -75,17 +78,7 @@ def build(space: Space, algorithm: str, num_warmup: int, keep: tuple[str, ...]) 
     first, transition, idle = (nuts if algorithm == "nuts" else exact_hmc)(space, num_warmup)
 
     def observe(state: Any, data: Any) -> dict[str, jax.Array]:
-        key = jax.random.fold_in(state.rng_key, _OBSERVATION)
-        values = space.observe(key, state.z, data, keep)
-        adapted = getattr(state, "adapt_state", state)  # NumPyro keeps its step size there
-        return values | {
-            "lp": -state.potential_energy,
-            "energy": state.energy,
-            "n_steps": state.num_steps,
-            "acceptance_rate": state.accept_prob,
-            "diverging": state.diverging,
-            "step_size": adapted.step_size,
-        }
+        return space.observe(_key(state), state.z, data, keep) | _statistics(state)
 
     @jax.jit
     def advance(state: Any, data: Any, n: int) -> tuple[Any, dict[str, jax.Array]]:
@@ -103,7 +96,27 @@ def build(space: Space, algorithm: str, num_warmup: int, keep: tuple[str, ...]) 
     def start(rng_key: jax.Array, data: Any) -> Any:
         return advance(first(rng_key, data), data, idle)[0]
 
-    return Sampler(start, advance)
+    @jax.jit
+    def units(state: Any, data: Any) -> dict[str, jax.Array]:
+        return space.units(_key(state), state.z, data) | _statistics(state)
+
+    return Sampler(start, advance, units)
+
+
+def _key(state: Any) -> jax.Array:
+    return jax.random.fold_in(state.rng_key, _OBSERVATION)
+
+
+def _statistics(state: Any) -> dict[str, jax.Array]:
+    adapted = getattr(state, "adapt_state", state)  # NumPyro keeps its step size there
+    return {
+        "lp": -state.potential_energy,
+        "energy": state.energy,
+        "n_steps": state.num_steps,
+        "acceptance_rate": state.accept_prob,
+        "diverging": state.diverging,
+        "step_size": adapted.step_size,
+    }
 
 
 # First state from (rng_key, data), next state from (state, data), and how many transitions a first state
@@ -151,15 +164,18 @@ def run(
     num_samples: int,
     report: Report | None = None,
     checkpoint: Checkpoint | None = None,
-) -> Draws:
-    """Run one chain per key; arrays of shape (chain, draw, ...), none where a checkpoint keeps them."""
+) -> tuple[Draws, Any]:
+    """Run one chain per key; arrays of shape (chain, draw, ...), none where a checkpoint keeps them.
+
+    The first chain's last state comes with them.
+    """
     double = bool(jnp.zeros(()).dtype == jnp.float64)
     stop = threading.Event()
 
-    def one(chain: int) -> Draws:
+    def one(chain: int) -> tuple[Draws, Any]:
         # Configuration contexts are per thread.
         with jax.enable_x64(double):
-            return _run_chain(
+            draws, state = _run_chain(
                 sampler,
                 data,
                 rng_keys[chain],
@@ -170,6 +186,7 @@ def run(
                 checkpoint,
                 stop,
             )
+        return draws, (state if chain == 0 else None)
 
     # Compile here: threads that meet an uncompiled function would each compile it.
     jax.block_until_ready(sampler.start(rng_keys[0], data))
@@ -188,7 +205,8 @@ def run(
                     f"stopped; draws so far are kept in {checkpoint.folder}, and the same call goes on"
                 ) from None
             raise
-    return {name: np.stack([draws[name] for draws in chains]) for name in chains[0]}
+    draws, states = zip(*chains, strict=True)
+    return {name: np.stack([own[name] for own in draws]) for name in draws[0]}, states[0]
 
 
 def _run_chain(
@@ -201,7 +219,7 @@ def _run_chain(
     report: Report | None,
     checkpoint: Checkpoint | None,
     stop: threading.Event,
-) -> Draws:
+) -> tuple[Draws, Any]:
     state = sampler.start(rng_key, data)
     done = files = divergences = 0
     saved = None if checkpoint is None else checkpoint.load(chain)
@@ -229,7 +247,7 @@ def _run_chain(
         if checkpoint is not None and due:
             files = checkpoint.save(chain, state, done, files, _joined(parts))
             parts, written = [], time.monotonic()
-    return _joined(parts)
+    return _joined(parts), state
 
 
 def _joined(parts: list[Draws]) -> Draws:

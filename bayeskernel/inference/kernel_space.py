@@ -53,6 +53,13 @@ def factor(position: dict[str, jax.Array], coordinates: Coordinates) -> jax.Arra
     return jnp.tril(position["below"], -1) + jnp.diag(diagonal)
 
 
+def frame(rng_key: jax.Array, coordinates: Coordinates) -> jax.Array:
+    """Draw O, (rank, N): orthonormal rows, all directions alike."""
+    normal = jax.random.normal(rng_key, (coordinates.width, coordinates.rank))
+    Q, R = jnp.linalg.qr(normal)
+    return (Q * jnp.sign(jnp.diag(R))).T
+
+
 def draw_prior(rng_key: jax.Array, coordinates: Coordinates) -> dict[str, jax.Array]:
     """Draw the coordinates of B from the prior."""
     key_below, key_diagonal = jax.random.split(rng_key)

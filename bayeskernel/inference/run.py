@@ -83,6 +83,50 @@ def sample(
     Draws are in JAX's default float type (float32 unless 64-bit JAX is enabled). Signs that the
     network's symmetry leaves free differ between chains; `compare` aligns them.
     """
+    run, _ = _sample(
+        rng_key,
+        network,
+        task,
+        False,
+        space=space,
+        sampler=sampler,
+        num_warmup=num_warmup,
+        num_samples=num_samples,
+        num_chains=num_chains,
+        keep=keep,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    return run
+
+
+def sample_with_units(
+    rng_key: jax.Array, network: Network, task: Task, **options: Any
+) -> tuple[xr.DataTree, xr.DataTree]:
+    """What `sample` returns, and the last draw of its first chain with pre-activations, kept in any space.
+
+    A run of one draw, for `bayeskernel.weights`, at no memory for the others.
+    """
+    run, last = _sample(rng_key, network, task, True, **options)
+    assert last is not None
+    return run, last
+
+
+def _sample(
+    rng_key: jax.Array,
+    network: Network,
+    task: Task,
+    units: bool,
+    *,
+    space: Literal["auto", "weights", "preactivations", "kernels"] = "auto",
+    sampler: Literal["auto", "nuts", "hmc"] = "auto",
+    num_warmup: int = 500,
+    num_samples: int = 1000,
+    num_chains: int = 4,
+    keep: Sequence[str] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> tuple[xr.DataTree, xr.DataTree | None]:
     started = time.time()
     rng_key = check_key(rng_key)
     check_problem(network, task)
@@ -107,14 +151,15 @@ def sample(
         }
         kept = Checkpoint(checkpoint, identity(network, task, record.seed_data(rng_key), layout))
         if (finished := kept.finished()) is not None:
-            return finished
+            return finished, None
     keys = jax.random.split(rng_key, num_chains)
     title = f"{chosen.name}, {sampler} ({chosen.reason})"
     with (
         chain_bars(title, num_chains, num_warmup + num_samples, progress) as report,
         jax.enable_x64(chosen.name == "kernels" or _double()),
     ):
-        draws = chains.run(engine, chosen.data, keys, num_warmup, num_samples, report, kept)
+        draws, state = chains.run(engine, chosen.data, keys, num_warmup, num_samples, report, kept)
+        last = engine.units(state, chosen.data) if units else {}
     settings = {
         "space": chosen.name,
         "space_reason": chosen.reason,
@@ -132,7 +177,10 @@ def sample(
         dtype = {"dtype": str(draws["kernel"].dtype)}
         return record.to_datatree(draws, "posterior", network, task, settings | dtype)
 
-    return arrange(draws) if kept is None else kept.finish(num_chains, num_samples, arrange)
+    whole = arrange(draws) if kept is None else kept.finish(num_chains, num_samples, arrange)
+    return whole, (
+        arrange({k: np.asarray(v)[None, None] for k, v in last.items()}) if last else None
+    )
 
 
 def sample_prior(

@@ -15,6 +15,7 @@ from bayeskernel.inference.hmc import Likelihood, Position
 from bayeskernel.kernels import representational_kernel
 
 Values = dict[str, jax.Array]
+_UNITS = ("preactivations",)
 
 
 class Space(NamedTuple):
@@ -34,6 +35,9 @@ class Space(NamedTuple):
         ``output`` (T, P, O), and what ``keep`` names. The key draws what the space integrates out.
     can_keep
         Names that ``keep`` may hold.
+    units
+        (rng_key, position, data) -> what ``observe`` gives, with ``preactivation`` and ``readout_weights``: all that
+        can be known of one draw.
     """
 
     model: Callable[..., None]
@@ -41,6 +45,7 @@ class Space(NamedTuple):
     draw_prior: Callable[[jax.Array, Any], Position]
     observe: Callable[[jax.Array, Position, Any, tuple[str, ...]], Values]
     can_keep: tuple[str, ...]
+    units: Callable[[jax.Array, Position, Any], Values]
 
 
 def weight_space(net: weights.Structure) -> Space:
@@ -67,6 +72,7 @@ def weight_space(net: weights.Structure) -> Space:
         lambda key, data: weights.draw_prior(key, net, data),
         observe,
         ("preactivations", "weights"),
+        lambda key, z, data: observe(key, z, data, _UNITS),
     )
 
 
@@ -89,6 +95,7 @@ def preactivation_space(coordinates: Coordinates) -> Space:
         draw_prior,
         lambda key, z, data, keep: _observed(key, z["z"], coordinates, data, keep),
         ("preactivations",),
+        lambda key, z, data: _observed(key, z["z"], coordinates, data, _UNITS),
     )
 
 
@@ -99,12 +106,19 @@ def kernels_of_linear_networks(coordinates: Coordinates) -> Space:
     def observe(key: jax.Array, z: Position, data: Data, keep: tuple[str, ...]) -> Values:
         return _observed(key, kernel_space.factor(z, coordinates), coordinates, data, keep)
 
+    def units(key: jax.Array, z: Position, data: Data) -> Values:
+        B = kernel_space.factor(z, coordinates)
+        key_frame, key_readout = jax.random.split(key)
+        B = B @ kernel_space.frame(key_frame, coordinates)
+        return _observed(key_readout, B, coordinates, data, _UNITS)
+
     return Space(
         partial(kernel_space.model, coordinates),
         None,
         lambda key, data: kernel_space.draw_prior(key, coordinates),
         observe,
         (),
+        units,
     )
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bayeskernel.errors import InputError
 from bayeskernel.tasks.task import Floats, Task
@@ -51,7 +50,7 @@ def from_arrays(source: str | os.PathLike[str]) -> Task:
     return Task(inputs, targets, path.stem)
 
 
-def _from_npz(path: Path) -> tuple[NDArray[np.generic], NDArray[np.generic]]:
+def _from_npz(path: Path) -> tuple[Floats, Floats]:
     expected = "arrays inputs and targets"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -74,11 +73,13 @@ def _from_csv(path: Path) -> tuple[Floats, Floats]:
     features, outputs = _numbered(path, header)
     found: dict[tuple[int, int], list[float]] = {}
     for where, row in rows:
-        site, values = _parsed(where, dict(zip(header, row, strict=False)), features + outputs)
         if len(row) != len(header):
             raise InputError(where, f"{len(header)} values", len(row))
+        site, values = _parsed(where, dict(zip(header, row, strict=True)), features + outputs)
         if site in found:
-            raise InputError(where, "one row for every step and pattern", f"another of {_say(site)}")
+            raise InputError(
+                where, "one row for every step and pattern", f"another of {_say(site)}"
+            )
         found[site] = values
     table = _whole(path, found)
     return table[..., : len(features)], table[..., len(features) :]
@@ -102,7 +103,7 @@ def _parsed(
     step, pattern = _count(where, "step", row, 1), _count(where, "pattern", row, 0)
     values = list[float]()
     for name in columns:
-        text = row.get(name, "").strip()
+        text = row[name].strip()
         try:
             values.append(float(text or "nan") if name.startswith("y") else float(text))
         except ValueError:
@@ -111,8 +112,9 @@ def _parsed(
 
 
 def _count(where: str, name: str, row: dict[str, str], first: int) -> int:
-    text = row.get(name, "").strip()
-    if not text.isdecimal() or int(text) < first:
+    text = row[name].strip()
+    # Counts of more digits than that are none of a file's rows.
+    if not text.isdecimal() or len(text) > 9 or int(text) < first:
         raise InputError(f"{where}, {name}", f"a whole number from {first} on", repr(text))
     return int(text)
 

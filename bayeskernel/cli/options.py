@@ -1,0 +1,135 @@
+"""What can be asked for on the command line, and the tasks and networks that are meant."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import typer
+
+from bayeskernel import tasks
+from bayeskernel.cli.compiled import keep_compiled_code
+from bayeskernel.cli.output import say
+from bayeskernel.errors import InputError
+from bayeskernel.network import Network
+from bayeskernel.tasks import Task
+
+
+class TaskName(StrEnum):
+    """Tasks the command line knows."""
+
+    digits = "digits"
+    sunspots = "sunspots"
+    sine = "sine"
+    teacher = "teacher"
+
+
+class SpaceName(StrEnum):
+    """Coordinates the command line can sample in."""
+
+    auto = "auto"
+    weights = "weights"
+    preactivations = "preactivations"
+    kernels = "kernels"
+
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Your own arrays instead of a task: .npz with inputs and targets, or .csv with the columns "
+        "step, pattern, x1, ..., y1, ... (empty where nothing is asked)."
+    ),
+]
+TaskOption = Annotated[
+    TaskName | None,
+    typer.Option(
+        "--task",
+        help="What to learn; digits and sunspots are real data.",
+        show_default=TaskName.digits.value,
+    ),
+]
+Patterns = Annotated[
+    int | None,
+    typer.Option(help="Number of patterns P; for digits an even number.", show_default="4"),
+]
+Steps = Annotated[
+    int | None, typer.Option(help="Number of steps T; for digits 1, 2, 4 or 8.", show_default="4")
+]
+Width = Annotated[int, typer.Option(help="Units per step N.")]
+Space = Annotated[SpaceName, typer.Option(help="Coordinates to sample in; all are exact.")]
+ActivationOption = Annotated[str, typer.Option(help="Activation: linear, erf, tanh or relu.")]
+SharingOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="'tied' (RNN), 'untied' (DNN) or labels such as 0,0,1,1; repeat for several. Default: both."
+    ),
+]
+Signal = Annotated[float, typer.Option(help="Factor on the targets.")]
+Noise = Annotated[float, typer.Option(help="kappa: observation noise times width.")]
+DrawsOption = Annotated[int, typer.Option(help="Posterior draws per chain.")]
+Warmup = Annotated[int, typer.Option(help="Adaptation draws per chain.")]
+Chains = Annotated[int, typer.Option(help="Number of chains.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampler (and of the teacher task).")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+OpenPage = Annotated[bool, typer.Option("--open", help="Show the report in a browser.")]
+NoCache = Annotated[
+    bool,
+    typer.Option(
+        "--no-cache",
+        help="Do not keep compiled code for later runs.",
+        callback=lambda off: None if off else keep_compiled_code(say),
+    ),
+]
+
+
+def task_of(
+    data: Path | None, name: TaskName | None, patterns: int | None, steps: int | None, seed: int
+) -> Task:
+    """The task a command is about."""
+    if data is not None:
+        given = {"--task": name, "--patterns": patterns, "--steps": steps}
+        if too_much := [option for option, value in given.items() if value is not None]:
+            raise InputError("--data", "no " + ", ".join(given) + " beside it", ", ".join(too_much))
+        return tasks.from_arrays(data)
+    patterns, steps = 4 if patterns is None else patterns, 4 if steps is None else steps
+    return _ready(name or TaskName.digits, patterns, steps, seed)
+
+
+def _ready(name: TaskName, patterns: int, steps: int, seed: int) -> Task:
+    if name is TaskName.digits:
+        if patterns % 2:
+            raise InputError(
+                "--patterns", "an even number for digits, half for each class", patterns
+            )
+        return tasks.digits(patterns_per_class=patterns // 2, steps=steps)
+    if name is TaskName.sunspots:
+        return tasks.sunspots(patterns, steps)
+    if name is TaskName.sine:
+        return tasks.sine(patterns, steps)
+    return tasks.linear_teacher(jax.random.key(seed), patterns, steps)
+
+
+def networks_of(
+    width: int, activation: str, sharing: list[str] | None, noise: float
+) -> dict[str, Network]:
+    """The networks a command is about, by their sharing pattern."""
+    return {
+        pattern: Network(width, activation, _sharing(pattern), noise=noise)
+        for pattern in sharing or ["tied", "untied"]
+    }
+
+
+def _sharing(pattern: str) -> str | list[int]:
+    if pattern in ("tied", "untied"):
+        return pattern
+    try:
+        return [int(label) for label in pattern.split(",")]
+    except ValueError:
+        raise InputError("--sharing", "tied, untied or labels such as 0,0,1,1", pattern) from None
+
+
+def named(pattern: str) -> str:
+    """A sharing pattern in words."""
+    return {"tied": "RNN (tied)", "untied": "DNN (untied)"}.get(pattern, pattern)
