@@ -90,6 +90,7 @@ CONSTRUCTORS = {
         bk.tasks.linear_teacher,
         {"rng_key": KEY, "patterns": WHOLE, "steps": WHOLE, "input_dim": WHOLE, "angle": SCALE},
     ),
+    "from_arrays": (bk.tasks.from_arrays, {"source": JUNK}),
     "Sharing": (bk.Sharing, {"recurrent": SHARING, "input": SHARING, "readout": SHARING}),
     "Network": (
         bk.Network,
