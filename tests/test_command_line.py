@@ -128,7 +128,9 @@ def test_bad_files_are_refused_in_one_line(file, message, tmp_path, command):
 def test_data_stand_alone(name, option, command):
     done = command(name, "--data", "mine.csv", *option)
     assert done.returncode == 2
-    assert f"--data: expected no --task, --patterns, --steps beside it, got {option[0]}" in done.stderr
+    assert (
+        f"--data: expected no --task, --patterns, --steps beside it, got {option[0]}" in done.stderr
+    )
 
 
 def test_own_data_are_solved(tmp_path, command):
