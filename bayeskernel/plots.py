@@ -410,7 +410,9 @@ def plot_network(network: Network, task: Task, ax: Axes | None = None) -> Axes:
     places = {n: (step - 1, layer - 1) for n, (layer, step) in enumerate(graph.places_of_nodes)}
     layers = 1 + max(layer for _, layer in places.values())
     last = max(t for t, _ in places.values())
-    axes = _axes(ax, (0.9 * (last + 1), 0.9 * (layers + 1.6)))  # as wide and high as the limits below
+    axes = _axes(
+        ax, (0.9 * (last + 1), 0.9 * (layers + 1.6))
+    )  # as wide and high as the limits below
     used = {
         "input": np.any(task.inputs != 0, axis=(1, 2)),
         "readout": np.any(task.supervised, axis=(1, 2)),

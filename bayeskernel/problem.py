@@ -144,12 +144,11 @@ class Problem:
     def parity(self) -> Ints:
         """Tells apart how sign flips act on the blocks of C; zero where none changes the sign. (m, m)."""
         signs = self.symmetry.generators
-        # Which generators change the sign of a pair, as one number for every such set.
-        changed = (signs[:, :, None] != signs[:, None, :]).reshape(len(signs), -1)
-        _, first, number = np.unique(changed, axis=1, return_index=True, return_inverse=True)
-        unchanged = ~changed[:, first].any(axis=0)
-        numbers = np.where(unchanged, 0, np.arange(1, len(first) + 1))
-        return np.asarray(numbers[number.ravel()].reshape(self.nodes, self.nodes))
+        changed = (signs[:, :, None] != signs[:, None, :]).reshape(len(signs), self.nodes**2)
+        # One number for every set of generators that change the sign of a pair.
+        numbers = {np.zeros(len(signs), bool).tobytes(): 0}
+        parity = [numbers.setdefault(pair.tobytes(), len(numbers)) for pair in changed.T]
+        return np.array(parity, np.int64).reshape(self.nodes, self.nodes)
 
     def over_sites(self, blocks: NDArray[Any]) -> NDArray[Any]:
         """An (m, m) array repeated for every pair of patterns, shape (d, d)."""

@@ -49,7 +49,7 @@ def task(name, patterns=2):
 
 
 def run_by_hand(net, inputs, activities, rng):
-    """h and f of weights drawn from the prior acting on given activities, edge by edge; no function of the package."""
+    """h and f of weights drawn from the prior, edge by edge; acting on given activities, or on the network's own."""
     graph, N, D = net.graph_of(len(inputs)), net.width, inputs.shape[2]
     scales = dict(graph.scales)
     drawn = {}
@@ -66,6 +66,10 @@ def run_by_hand(net, inputs, activities, rng):
         else:
             drawn[label] = scale * net.recurrent_std / np.sqrt(N) * rng.standard_normal((N, N))
     h, f = {}, np.zeros((len(inputs), inputs.shape[1], 2))
+
+    def read(source):
+        return np.tanh(h[source]) if activities is None else activities[source]
+
     for node in graph.nodes:
         total = np.zeros((inputs.shape[1], N))
         for (source, target), label in zip(graph.edges, graph.labels, strict=True):
@@ -76,7 +80,7 @@ def run_by_hand(net, inputs, activities, rng):
             elif source[0] == "x":
                 total += inputs[int(source[1:]) - 1] @ drawn[label].T
             else:
-                total += activities[source] @ drawn[label].T
+                total += read(source) @ drawn[label].T
         total *= dict(graph.drives).get(node, 1.0)
         for (source, target), factor in graph.carries:
             if target == node:
@@ -84,7 +88,7 @@ def run_by_hand(net, inputs, activities, rng):
         h[node] = total
     for (source, target), label in zip(graph.edges, graph.labels, strict=True):
         if target[0] == "y":
-            f[int(target[1:]) - 1] += activities[source] @ drawn[label].T / N
+            f[int(target[1:]) - 1] += read(source) @ drawn[label].T / N
     return np.stack([h[node] for node in graph.nodes]), f
 
 

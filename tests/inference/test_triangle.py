@@ -16,6 +16,7 @@ from scipy.stats import norm
 
 import bayeskernel as bk
 from bayeskernel.gauge import sign_symmetry
+from bayeskernel.inference import record
 
 FALSE_ALARM = 1e-4
 SHARINGS = {
@@ -48,8 +49,7 @@ def moments(space, network, task, seed, draws):
 
 
 def moments_of(run, network, task):
-    kernel = run["posterior"]["kernel"].to_numpy().astype(np.float64)
-    output = run["posterior"]["output"].to_numpy().astype(np.float64)
+    kernel, output = (record.stored(run, name).astype(np.float64) for name in ("kernel", "output"))
     # Absolute values do not change under the sign symmetry, which chains break as they like.
     if len(sign_symmetry(network, task).generators):
         kernel, output = np.abs(kernel), np.abs(output)
@@ -95,6 +95,25 @@ def test_spaces_agree(activation, sharing, task):
     network = bk.Network(24, activation, SHARINGS[sharing], noise=noise)
     spaces = ["preactivations", "kernels"] if activation == "linear" else ["preactivations"]
     check(network, TASKS[task], spaces, 1000)
+
+
+GRAPHS = {
+    "erf, leaky": {"activation": "erf", "leak": 0.5},
+    "erf, two layers": {"activation": "erf", "layers": 2},
+    "relu, residual": {"activation": "relu", "graph": bk.architectures.residual(4), "noise": 1.5},
+    "linear, two leaky layers": {"activation": "linear", "layers": 2, "leak": 0.7},
+    "erf, bidirectional": {"activation": "erf", "graph": bk.architectures.bidirectional(4)},
+    "erf, skip and biases": {"activation": "erf", "skip": 2, "bias_std": 0.5},
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRAPHS)
+def test_spaces_agree_on_other_graphs(name):
+    options = {"noise": 0.4} | GRAPHS[name]
+    spaces = ["preactivations", "kernels"] if name.startswith("linear") else ["preactivations"]
+    task = TASKS["endpoint" if "residual" in name else "sequence"]
+    check(bk.Network(24, **options), task, spaces, 1000)
 
 
 @pytest.mark.slow

@@ -35,6 +35,10 @@ CASES = {
     "relu, untied": ("relu", "untied", ENDPOINT.scaled(2.0), 0.5),
     "tanh, tied, sequence": ("tanh", "tied", SEQUENCE.scaled(1.5), 0.3),
     "erf, tied, sequence": ("erf", "tied", SEQUENCE.scaled(1.5), 0.3),
+    "erf, leaky": ("erf", {"leak": 0.6}, ENDPOINT.scaled(2.5), 0.1),
+    "erf, two layers, sequence": ("erf", {"layers": 2}, SEQUENCE.scaled(1.5), 0.3),
+    "relu, residual": ("relu", {"graph": bk.architectures.residual(3)}, ENDPOINT.scaled(2.0), 0.5),
+    "linear, two leaky layers": ("linear", {"layers": 2, "leak": 0.6}, SEQUENCE.scaled(2.0), 0.3),
     "erf, tied, four patterns": ("erf", "tied", FOUR, 0.1),
     "erf, untied, four patterns": ("erf", "untied", FOUR, 0.1),
 }
@@ -71,12 +75,13 @@ def sampled(network, task, theory, space, seed, draws):
 @pytest.mark.parametrize("case", CASES)
 def test_intercept_and_slope(case):
     activation, sharing, task, noise = CASES[case]
+    options = sharing if isinstance(sharing, dict) else {"sharing": sharing}
     space, widths, draws = plan(case)
-    theory = bk.solve(bk.Network(256, activation, sharing, noise=noise), task)
+    theory = bk.solve(bk.Network(256, activation, noise=noise, **options), task)
     assert theory.converged
     results = [
         sampled(
-            bk.Network(n, activation, sharing, noise=noise),
+            bk.Network(n, activation, noise=noise, **options),
             task,
             theory,
             space,
