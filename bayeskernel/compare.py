@@ -92,13 +92,13 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """One row per distinct kernel entry, with the columns sampled, mcse, ess, theory, theory_std, finite_width, z.
 
-        The index is (step, pattern, other_step, other_pattern).
+        The index is (step, pattern, other_step, other_pattern), of other graphs than chains (node, pattern, ...).
         """
-        steps, patterns = self.kernel.shape[:2]
-        first, second = np.triu_indices(steps * patterns)
+        nodes, patterns = self.kernel.shape[:2]
+        first, second = np.triu_indices(nodes * patterns)
         index = pd.MultiIndex.from_arrays(
             [first // patterns + 1, first % patterns, second // patterns + 1, second % patterns],
-            names=["step", "pattern", "other_step", "other_pattern"],
+            names=[self.noun, "pattern", f"other_{self.noun}", "other_pattern"],
         )
         columns = {
             "sampled": self.kernel,
@@ -109,13 +109,13 @@ class Comparison:
             "finite_width": self.finite_width,
             "z": self.z,
         }
-        square = (steps * patterns, steps * patterns)
+        square = (nodes * patterns, nodes * patterns)
         entries = {name: v.reshape(square)[first, second] for name, v in columns.items()}
         return pd.DataFrame(entries, index=index)
 
     @cached_property
     def blocks(self) -> pd.DataFrame:
-        """One row per pair of steps: what the table says about the block of the kernel between them.
+        """One row per pair of steps (nodes): what the table says about the block of the kernel between them.
 
         Norms of sampled and theory's block and of their difference, largest and root mean square z, fewest effective draws.
         """
@@ -133,8 +133,14 @@ class Comparison:
             "smallest_ess": self.ess.min(across),
         }
         first, second = np.triu_indices(len(self.kernel))
-        index = pd.MultiIndex.from_arrays([first + 1, second + 1], names=["step", "other_step"])
+        names = [self.noun, f"other_{self.noun}"]
+        index = pd.MultiIndex.from_arrays([first + 1, second + 1], names=names)
         return pd.DataFrame({k: v[first, second] for k, v in columns.items()}, index=index)
+
+    @property
+    def noun(self) -> str:
+        """What a node of the network is called, "step" or "node"."""
+        return self.theory.network.graph_of(self.theory.task.shape[0]).noun
 
     @property
     def entries(self) -> int:
@@ -199,8 +205,7 @@ class Comparison:
         return plot_comparison(self)
 
     def _caveat(self) -> str:
-        steps, patterns, _, _ = self.theory.task.shape
-        ratio = steps * patterns / self.theory.network.width
+        ratio = self.kernel.shape[0] * self.kernel.shape[1] / self.theory.network.width
         share = np.linalg.norm(self.finite_width) / np.linalg.norm(self.theory.kernel)
         if ratio > _NARROW:
             return (

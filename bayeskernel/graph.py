@@ -109,6 +109,12 @@ class Graph:
         return max(int(m[2]) for m in map(_OUTSIDE.fullmatch, self._ends) if m)
 
     @cached_property
+    def noun(self) -> str:
+        """What a node is called: "step" where nodes are the task's steps in order, else "node"."""
+        steps = [[1, t + 1] for t in range(self.steps)]
+        return "step" if self.places and self.places_of_nodes.tolist() == steps else "node"
+
+    @cached_property
     def label_names(self) -> dict[str, tuple[str, ...]]:
         """Labels of every kind, "recurrent", "input", "bias" and "readout", in order of first use by `edges_of`."""
         names: dict[str, dict[str, None]] = {kind: {} for kind in _KINDS}

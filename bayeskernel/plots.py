@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bayeskernel.errors import InputError
 from bayeskernel.inference.diagnose import gauge_fixed
+from bayeskernel.inference.record import problem
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.critical import CriticalSignal
 from bayeskernel.meanfield.solve import MeanField
@@ -69,6 +70,10 @@ class Compared(Protocol):
         """Correlation of steps, sampled and theory."""
 
     @property
+    def noun(self) -> str:
+        """What a node is called, "step" or "node"."""
+
+    @property
     def threshold(self) -> float:
         """Largest |z| expected of agreeing results."""
 
@@ -85,7 +90,7 @@ def plot_kernel(
     title: str = "",
     colours: str = _KERNEL_COLOURS,
 ) -> Axes:
-    """Heat map of a kernel: sites ordered by step, then pattern; lines part the steps.
+    """Heat map of a kernel: sites ordered by step (node), then pattern; lines part the steps.
 
     Parameters
     ----------
@@ -118,9 +123,21 @@ def plot_kernel(
     axes.set_xticks(middle, [str(t + 1) for t in range(steps)])
     axes.set_yticks(middle, [str(t + 1) for t in range(steps)])
     axes.tick_params(length=0)
-    axes.set_xlabel("step")
+    axes.set_xlabel(_noun(kernel))
     axes.set_title(title)
     return axes
+
+
+def _noun(of_kernel: object) -> str:
+    """What a node of the network behind a kernel is called; "step" for arrays."""
+    theory = getattr(of_kernel, "theory", of_kernel)
+    if isinstance(of_kernel, xr.DataTree):
+        network, task = problem(of_kernel)
+    elif hasattr(theory, "network"):
+        network, task = theory.network, theory.task
+    else:
+        return "step"
+    return network.graph_of(task.shape[0]).noun
 
 
 def plot_comparison(
@@ -157,7 +174,8 @@ def plot_comparison(
         plot_kernel(
             cmp.z, row[2], limit=cmp.threshold, title="difference in errors (z)", colours=_Z_COLOURS
         )
-        row[0].set_ylabel("step")
+        row[0].set_ylabel(cmp.noun)
+        row[2].set_xlabel(cmp.noun)
         _colour_bar(row[0], limit, _KERNEL_COLOURS)
         _colour_bar(row[1], limit, _KERNEL_COLOURS)
         _colour_bar(row[2], cmp.threshold, _Z_COLOURS)
@@ -181,8 +199,9 @@ def plot_coherence(comparisons: Compared | Mapping[str, Compared], ax: Axes | No
         )
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("step")
-    axes.set_ylabel("correlation with the last step")
+    noun = next(iter(_named(comparisons).values())).noun
+    axes.set_xlabel(noun)
+    axes.set_ylabel(f"correlation with the last {noun}")
     axes.legend(frameon=False)
     return axes
 
@@ -299,10 +318,10 @@ def plot_width_scaling(
         Axes to draw into.
     entries
         (step, pattern, other step, other pattern) as in ``Comparison.table``; default the first pattern
-        at all pairs of steps.
+        at all pairs of steps (nodes).
     """
     theory = comparisons[0].theory
-    steps = theory.task.shape[0]
+    steps = len(theory.kernel)
     if entries is None:
         entries = [(t, 0, s, 0) for t in range(1, steps + 1) for s in range(t, steps + 1)]
     axes = _axes(ax, (5.5, 3.6))

@@ -22,7 +22,9 @@ from matplotlib.figure import Figure
 
 from bayeskernel.compare import Comparison
 from bayeskernel.errors import InputError
+from bayeskernel.graph import Graph
 from bayeskernel.inference.conditional import weights as draw_weights
+from bayeskernel.network import Network
 from bayeskernel.plots import (
     plot_coherence,
     plot_comparison,
@@ -100,10 +102,11 @@ def _view(named: Mapping[str, Comparison], weights: Mapping[str, xr.Dataset]) ->
     return {
         "task": task,
         "coherence": _svg(
-            plot_coherence(_plain(named)), "Correlation of every step with the last step"
+            plot_coherence(_plain(named)), "Correlation of every step or node with the last"
         ),
         "coherence_table": _coherence_table(named),
         "outliers": _outliers(named),
+        "noun": next(iter(named.values())).noun,
         "networks": [
             _network(name, cmp, weights.get(name), maps)
             for (name, cmp), maps in zip(named.items(), _maps(named), strict=True)
@@ -120,6 +123,7 @@ def _network(
         "name": name,
         "comparison": cmp,
         "outcome": "good" if cmp.agrees else "open" if open_ended else "bad",
+        "words": _words(theory.network),
         "drawing": _svg(plot_network(theory.network, task), f"{name} unrolled over steps"),
         "maps": maps,
         "predictions": _svg(plot_predictions(cmp), f"Outputs of {name}, sampled and theory"),
@@ -133,6 +137,15 @@ def _network(
         "facts": _facts(cmp),
         "code": _code(cmp),
     }
+
+
+def _words(network: Network) -> str:
+    """The network's settings beside its sharing."""
+    words = [network.phi.name, f"N = {network.width}", f"noise {network.noise:.3g}"]
+    words += [f"leak {network.leak:.3g}"] * (network.leak < 1)
+    words += [f"{network.layers} layers"] * (network.layers > 1)
+    words += [f"biases {network.bias_std:.3g}"] * (network.bias_std > 0)
+    return ", ".join([*words, network.scaling.replace("_", "-") + " scaling"])
 
 
 def _maps(named: Mapping[str, Comparison]) -> list[list[Markup]]:
@@ -182,24 +195,36 @@ def _coherence_table(named: Mapping[str, Comparison]) -> _Rows:
         (f"{t + 1}, {s + 1}", *(f"{matrix[t, s]:.3f}" for matrix in both.values()))
         for t, s in zip(*np.triu_indices(steps, 1), strict=True)
     ]
-    return _Rows(("steps", *both), rows)
+    noun = next(iter(named.values())).noun
+    return _Rows((f"{noun}s", *both), rows)
 
 
 def _outliers(named: Mapping[str, Comparison]) -> _Rows:
-    head = ("network", "acts at steps", "bulk radius", "predicted outliers", "singular spikes")
+    head = (
+        "network",
+        "weights",
+        "act at steps",
+        "bulk radius",
+        "predicted outliers",
+        "singular spikes",
+    )
     rows = [
         (
             name,
+            found.label,
             ", ".join(str(t) for t in found.steps),
             f"{found.radius:.3g}",
             ", ".join(_number(v) for v in found.eigenvalues) or "none",
             ", ".join(f"{v:.3g}" for v in found.singular_values) or "none",
         )
         for name, cmp in named.items()
-        if len(cmp.theory.task.inputs) > 1
         for found in cmp.theory.outliers()
     ]
     return _Rows(head, rows)
+
+
+def _graph(cmp: Comparison) -> Graph:
+    return cmp.theory.network.graph_of(cmp.theory.task.shape[0])
 
 
 def _number(value: complex) -> str:
@@ -211,8 +236,8 @@ def _number(value: complex) -> str:
 
 
 def _spectrum(name: str, cmp: Comparison, weights: xr.Dataset | None) -> Markup | None:
-    if len(cmp.theory.task.inputs) == 1:
-        return None  # one step has no recurrent weights
+    if not _graph(cmp).label_names["recurrent"]:
+        return None  # one step has none
     recurrent = _last_weights(cmp) if weights is None else weights
     if recurrent is None:
         return None
@@ -251,7 +276,7 @@ def _ranks(name: str, cmp: Comparison) -> list[tuple[str, Markup]]:
 
 
 def _block_table(cmp: Comparison) -> _Rows:
-    return _rows(cmp.blocks, "steps", [f"{t}, {s}" for t, s in cmp.blocks.index])
+    return _rows(cmp.blocks, f"{cmp.noun}s", [f"{t}, {s}" for t, s in cmp.blocks.index])
 
 
 def _entry_table(entries: pd.DataFrame, *, by_size: bool = False) -> _Rows:
@@ -260,7 +285,7 @@ def _entry_table(entries: pd.DataFrame, *, by_size: bool = False) -> _Rows:
         worst = np.argsort(-entries["z"].abs().to_numpy(), kind="stable")
         entries = entries.iloc[worst[:_WORST]]
     sites = [f"({t}, {a}) ({s}, {b})" for t, a, s, b in entries.index]
-    return _rows(entries, "(step, pattern) twice", sites)
+    return _rows(entries, f"({entries.index.names[0]}, pattern) twice", sites)
 
 
 def _rows(table: pd.DataFrame, head: str, names: list[str]) -> _Rows:

@@ -21,6 +21,8 @@ from bayeskernel.cli.options import (
     Chains,
     Data,
     DrawsOption,
+    Layers,
+    Leak,
     NoCache,
     Noise,
     OpenPage,
@@ -75,6 +77,8 @@ def compare_command(
     sharing: SharingOption = None,
     signal: Signal = 2.0,
     noise: Noise = 0.3,
+    leak: Leak = 1.0,
+    layers: Layers = 1,
     draws: DrawsOption = 1000,
     warmup: Warmup = 300,
     chains: Chains = 4,
@@ -93,7 +97,9 @@ def compare_command(
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Comparison] = {}
     spectra: dict[str, xr.Dataset] = {}
-    for k, (pattern, network) in enumerate(networks_of(width, activation, sharing, noise).items()):
+    for k, (pattern, network) in enumerate(
+        networks_of(width, activation, sharing, noise, leak, layers).items()
+    ):
         name, (T, P, _, _) = named(pattern), given.shape
         err.print(f"[bold]{name}[/]: {escape(given.name)}, N = {width}, T = {T}, P = {P}")
         theory = _solve(network, given)
@@ -109,13 +115,14 @@ def compare_command(
         )
         _keep(run, out / _file(pattern))
         results[name] = compare(run, theory)
-        if T > 1:
+        if network.graph_of(T).label_names["recurrent"]:
             spectra[name] = weights(jax.random.fold_in(key, 1), last, network, given)
     page = report(results, out / "report.html", weights=spectra)
     if as_json:
         print_json({name: summary(cmp) for name, cmp in results.items()} | {"report": str(page)})
     else:
-        show({name: cmp.coherence for name, cmp in results.items()})
+        noun = next(iter(results.values())).noun
+        show({name: cmp.coherence for name, cmp in results.items()}, noun)
         for name, cmp in results.items():
             console.print(f"[bold]{name}[/]. {cmp.verdict}", highlight=False)
             console.print(f"  Chains: {cmp.diagnosis.verdict}", highlight=False)
@@ -134,6 +141,8 @@ def solve_command(
     sharing: SharingOption = None,
     signal: Signal = 2.0,
     noise: Noise = 0.3,
+    leak: Leak = 1.0,
+    layers: Layers = 1,
     seed: Seed = 0,
     no_cache: NoCache = False,
     as_json: AsJson = False,
@@ -142,12 +151,13 @@ def solve_command(
     given = task_of(data, task, patterns, steps, seed).scaled(signal)
     found = {
         named(pattern): _solve(network, given)
-        for pattern, network in networks_of(1, activation, sharing, noise).items()
+        for pattern, network in networks_of(1, activation, sharing, noise, leak, layers).items()
     }
     if as_json:
         print_json({name: theory_summary(theory) for name, theory in found.items()})
         return
-    show({name: (coherence(theory.kernel),) for name, theory in found.items()}, ("theory",))
+    noun = next(iter(found.values())).network.graph_of(given.shape[0]).noun
+    show({name: (coherence(theory.kernel),) for name, theory in found.items()}, noun, ("theory",))
     for name, theory in found.items():
         branches = ", ".join(
             f"{b.free_energy:.5f}{'' if b.stable else ' (saddle)'}" for b in theory.branches
@@ -167,6 +177,8 @@ def sample_command(
     sharing: SharingOption = None,
     signal: Signal = 2.0,
     noise: Noise = 0.3,
+    leak: Leak = 1.0,
+    layers: Layers = 1,
     draws: DrawsOption = 1000,
     warmup: Warmup = 300,
     chains: Chains = 4,
@@ -182,7 +194,9 @@ def sample_command(
     given = task_of(data, task, patterns, steps, seed).scaled(signal)
     out.mkdir(parents=True, exist_ok=True)
     said: dict[str, Any] = {}
-    for k, (pattern, network) in enumerate(networks_of(width, activation, sharing, noise).items()):
+    for k, (pattern, network) in enumerate(
+        networks_of(width, activation, sharing, noise, leak, layers).items()
+    ):
         file = _file(pattern)
         key = jax.random.fold_in(jax.random.key(seed), k)
         kept = None if checkpoint is None else checkpoint / Path(file).stem

@@ -66,6 +66,8 @@ SharingOption = Annotated[
         help="'tied' (RNN), 'untied' (DNN) or labels such as 0,0,1,1; repeat for several. Default: both."
     ),
 ]
+Leak = Annotated[float, typer.Option(help="Leak of the units, up to 1 (none).")]
+Layers = Annotated[int, typer.Option(help="Layers of a stacked network.")]
 Signal = Annotated[float, typer.Option(help="Factor on the targets.")]
 Noise = Annotated[float, typer.Option(help="kappa: observation noise times width.")]
 DrawsOption = Annotated[int, typer.Option(help="Posterior draws per chain.")]
@@ -112,11 +114,18 @@ def _ready(name: TaskName, patterns: int, steps: int, seed: int) -> Task:
 
 
 def networks_of(
-    width: int, activation: str, sharing: list[str] | None, noise: float
+    width: int,
+    activation: str,
+    sharing: list[str] | None,
+    noise: float,
+    leak: float,
+    layers: int,
 ) -> dict[str, Network]:
     """The networks a command is about, by their sharing pattern."""
     return {
-        pattern: Network(width, activation, _sharing(pattern), noise=noise)
+        pattern: Network(
+            width, activation, _sharing(pattern), noise=noise, leak=leak, layers=layers
+        )
         for pattern in sharing or ["tied", "untied"]
     }
 

@@ -25,14 +25,16 @@ def say(line: str) -> None:
 
 
 def show(
-    results: Mapping[str, tuple[Any, ...]], sources: tuple[str, ...] = ("sampled", "theory")
+    results: Mapping[str, tuple[Any, ...]],
+    noun: str,
+    sources: tuple[str, ...] = ("sampled", "theory"),
 ) -> None:
-    """Print the correlation of steps of every network, one row a source."""
-    table = Table(title="Correlation of each step's representation with the last step's")
+    """Print the correlation of steps (nodes) of every network, one row a source."""
+    table = Table(title=f"Correlation of each {noun}'s representation with the last {noun}'s")
     table.add_column("network")
     steps = len(next(iter(results.values()))[0])
     for t in range(1, steps):
-        table.add_column(f"step {t}", justify="right")
+        table.add_column(f"{noun} {t}", justify="right")
     for name, matrices in results.items():
         for source, values in zip(sources, matrices, strict=True):
             table.add_row(f"{name} {source}", *(f"{v:+.3f}" for v in values[:-1, -1]))

@@ -49,7 +49,7 @@ class Diagnosis:
     numbers
         mean, std, mcse, ess_bulk, ess_tail and r_hat of every quantity in the order of ``table``, (6, n).
     shape
-        (T, P, O).
+        (nodes, T, P, O).
     divergences
         Number of divergent transitions of every chain.
     tree_depth_hits
@@ -67,7 +67,7 @@ class Diagnosis:
     """
 
     numbers: Floats
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int, int]
     divergences: tuple[int, ...]
     tree_depth_hits: tuple[int, ...]
     e_bfmi: tuple[float, ...]
@@ -82,11 +82,11 @@ class Diagnosis:
 
         Quantities are "lp", "norm[t,s]", the norm of a block of C, "kernel[t,a,s,b]" (sign-aligned) and "output[t,a,o]".
         """
-        (steps, patterns, _), names = self.shape, ["lp"]
-        names += [f"norm[{t + 1},{s + 1}]" for t, s in zip(*np.triu_indices(steps), strict=True)]
-        sites = [f"{t + 1},{a}" for t, a in np.ndindex(steps, patterns)]
+        (nodes, *output), names = self.shape, ["lp"]
+        names += [f"norm[{n + 1},{m + 1}]" for n, m in zip(*np.triu_indices(nodes), strict=True)]
+        sites = [f"{n + 1},{a}" for n, a in np.ndindex(nodes, output[1])]
         names += [f"kernel[{one},{two}]" for i, one in enumerate(sites) for two in sites[i:]]
-        names += [f"output[{t + 1},{a},{o}]" for t, a, o in np.ndindex(*self.shape)]
+        names += [f"output[{t + 1},{a},{o}]" for t, a, o in np.ndindex(*output)]
         columns = dict(zip(_COLUMNS, self.numbers, strict=True))
         return pd.DataFrame(columns, index=pd.Index(names, name="quantity"))
 
@@ -165,11 +165,11 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
     kernel, output, flipped = gauge_fixed(draws)
     lp = stats["lp"].to_numpy().astype(np.float64)
     norms = np.sqrt(np.einsum("cdtasb,cdtasb->cdts", kernel, kernel, dtype=np.float64))
-    steps, patterns, outputs = output.shape[2:]
+    nodes, patterns = kernel.shape[2:4]
     every = [
         np.arange(1),
-        distinct(steps),
-        distinct(steps * patterns),
+        distinct(nodes),
+        distinct(nodes * patterns),
         np.arange(output[0, 0].size),
     ]
     parts = zip((lp[..., None], norms, kernel, output), every, strict=True)
@@ -180,7 +180,7 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
     energy = stats["energy"].to_numpy().astype(np.float64)
     return Diagnosis(
         numbers=np.concatenate([by_pieces(_judged, x, which) for x, which in parts], axis=1),
-        shape=(steps, patterns, outputs),
+        shape=(nodes, *output.shape[2:]),
         divergences=tuple(int(n) for n in stats["diverging"].sum("draw")),
         tree_depth_hits=_tree_depth_hits(draws, stats),
         e_bfmi=tuple(_bfmi(e) for e in energy),

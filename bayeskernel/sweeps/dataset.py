@@ -19,7 +19,7 @@ from bayeskernel.sweeps.points import Result
 
 # Says what a sweep's folder holds.
 RECORD = "sweep.json"
-_SITES = ("step", "pattern", "other_step", "other_pattern")
+_SITES = ("node", "pattern", "other_node", "other_pattern")
 _OUTPUT = ("step", "pattern", "output_unit")
 # Variables of both sources, and of theory alone, with their own dimensions.
 _BOTH: dict[str, tuple[str, ...]] = {
@@ -56,7 +56,8 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
     rising ("up") and falling ("down"). Of samples:
     output_error, ess (smallest of all entries). z compares both, as `bayeskernel.compare` does; it is NaN
     where theory has no fluctuations. So is everything that is not there yet, with a status of "not
-    computed", and steps that the longest task has and others have not.
+    computed", and steps that the longest task has and others have not. Where a network is no chain, kernels have a
+    dimension ``node`` instead of ``step``: layer by layer.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise InputError("folder", "the path of a folder", repr(folder))
@@ -69,7 +70,8 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
     swept = [name for name in AXES if name in record["swept"]]
     steps = max(axes["steps"])
     sizes = {name: len(axes[name]) for name in swept}
-    sizes |= {"step": steps, "other_step": steps, "direction": 2}
+    nodes = steps if record["nodes"] is None else record["nodes"]
+    sizes |= {"step": steps, "node": nodes, "other_node": nodes, "direction": 2}
     sizes |= {"pattern": record["patterns"], "other_pattern": record["patterns"]}
     sizes |= {"output_unit": record["outputs"]}
     theory = [name for name in swept if name not in ("width", "seed")]
@@ -93,7 +95,8 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
     data = data.transpose("source", *swept, ...)
     for part in parts:
         data = data.assign({k: v for k, v in part.items() if k not in _BOTH})
-    return _derived(data.assign_coords(_coordinates(axes, swept, sizes)))
+    data = _derived(data.assign_coords(_coordinates(axes, swept, sizes)))
+    return data if record["nodes"] is not None else _of_steps(data)
 
 
 def _empty(
@@ -138,7 +141,7 @@ def _coordinates(
     axes: dict[str, list[Any]], swept: list[str], sizes: dict[str, int]
 ) -> dict[str, Any]:
     coords = {name: (name, values) if name in swept else values[0] for name, values in axes.items()}
-    coords |= {name: np.arange(1, sizes[name] + 1) for name in ("step", "other_step")}
+    coords |= {name: np.arange(1, sizes[name] + 1) for name in ("step", "node", "other_node")}
     coords |= {name: np.arange(sizes[name]) for name in ("pattern", "other_pattern", "output_unit")}
     return coords | {"direction": ["up", "down"]}
 
@@ -166,5 +169,19 @@ def _derived(data: xr.Dataset) -> xr.Dataset:
 
 def _coherence(kernel: xr.DataArray) -> xr.DataArray:
     return xr.apply_ufunc(
-        coherence, kernel, input_core_dims=[_SITES], output_core_dims=[("step", "other_step")]
+        coherence, kernel, input_core_dims=[_SITES], output_core_dims=[("node", "other_node")]
     )
+
+
+def _of_steps(data: xr.Dataset) -> xr.Dataset:
+    """The same where nodes are steps."""
+    steps = {"node": "step", "other_node": "other_step"}
+    parts = {
+        name: array.drop_vars(steps, errors="ignore").swap_dims(
+            {dim: steps[dim] for dim in array.dims if dim in steps}
+        )
+        for name, array in data.data_vars.items()
+    }
+    counts = np.arange(1, data.sizes["step"] + 1)
+    coords = {k: v for k, v in data.coords.items() if k not in steps}
+    return xr.Dataset(parts, coords | {"step": counts, "other_step": counts})

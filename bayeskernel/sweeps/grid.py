@@ -30,8 +30,10 @@ from bayeskernel.sharing import Sharing
 from bayeskernel.tasks import Task
 
 # Axes in the order of a sweep's dataset. What is left out of a grid has the network's value, signal 1, seed 0.
-AXES = ("sharing", "activation", "steps", "noise", "signal", "width", "seed")
-_LINE = ("sharing", "activation", "steps", "noise")
+AXES = ("sharing", "activation", "leak", "layers", "steps", "noise", "signal", "width", "seed")
+_LINE = ("sharing", "activation", "leak", "layers", "steps", "noise")
+# What most networks do not have is named only where they do.
+_ABSENT = {"leak": 1.0, "layers": 1}
 _WITHIN_LINE = ("signal", "width", "seed")
 
 TaskOrMaker: TypeAlias = Task | Callable[[int], Task]
@@ -57,6 +59,15 @@ class Grid:
     network: Network
     make_task: Callable[[int], Task]
 
+    @property
+    def nodes(self) -> int | None:
+        """Most nodes of any point's graph; None where all are chains, whose nodes are steps."""
+        graphs = [
+            network.graph_of(task.shape[0]) for network, task in map(self.problem, self.lines())
+        ]
+        chains = all(graph.noun == "step" for graph in graphs)
+        return None if chains else max(graph.size for graph in graphs)
+
     def lines(self) -> Iterator[Point]:
         """Coordinates of the lines."""
         return self._product(_LINE)
@@ -75,6 +86,8 @@ class Grid:
             self.network,
             sharing=point["sharing"],
             activation=point["activation"],
+            leak=point["leak"],
+            layers=point["layers"],
             noise=point["noise"],
             width=point.get("width", self.network.width),
         )
@@ -97,6 +110,8 @@ def checked_grid(network: Network, task: TaskOrMaker, grid: Mapping[str, Sequenc
     defaults = {
         "sharing": network.sharing,
         "activation": network.activation,
+        "leak": network.leak,
+        "layers": network.layers,
         "steps": steps,
         "noise": network.noise,
         "signal": 1.0,
@@ -147,7 +162,7 @@ def _values(name: str, values: object) -> tuple[Any, ...]:
         raise InputError(f"grid[{name!r}]", "a list of values", repr(values))
     where = f"grid[{name!r}]"
     listed: list[Any]
-    if name in ("steps", "width"):
+    if name in ("steps", "width", "layers"):
         listed = [positive_integer(where, v) for v in values]
     elif name == "seed":
         listed = integers(where, values, "a list of whole numbers")
@@ -155,6 +170,8 @@ def _values(name: str, values: object) -> tuple[Any, ...]:
             raise InputError(where, "whole numbers from 0 to 2^32 - 1", listed)
     elif name == "noise":
         listed = [positive(where, v) for v in values]
+    elif name == "leak":
+        listed = [Network(1, leak=v).leak for v in values]
     elif name == "signal":
         listed = [0.0 if v == 0 else positive(where, v) for v in values]
     elif name == "sharing":
@@ -198,5 +215,6 @@ def key_of(point: Point) -> jax.Array:
 
 def _name(point: Point, axes: Sequence[str]) -> str:
     # Names of users' functions may hold what a file name may not.
-    words = ",".join(f"{name}={label(point[name])}" for name in axes)
+    named = [name for name in axes if point[name] != _ABSENT.get(name)]
+    words = ",".join(f"{name}={label(point[name])}" for name in named)
     return "".join(c if c.isalnum() or c in "=,.;-+_" else "_" for c in words)

@@ -57,7 +57,7 @@ def sweep(
         What the points have in common. To sweep over steps, ``task`` is a function of their number.
     grid
         Values by axis: "signal" (factor on the targets), "noise", "width", "steps", "sharing", "activation",
-        "seed" (of the samples).
+        "leak", "layers", "seed" (of the samples).
     sample
         Options of `bayeskernel.sample` (space, sampler, num_warmup, num_samples, num_chains); ``{}`` for its
         defaults, None for no samples.
@@ -197,6 +197,7 @@ def _record(folder: Path, points: Grid, options: Mapping[str, Any] | None, solve
         "swept": list(points.swept),
         "network": fixed,
         "tasks": tasks,
+        "nodes": points.nodes,
         "patterns": shape[1],
         "outputs": shape[3],
         "sample": None if options is None else dict(options),
@@ -226,6 +227,7 @@ def _merged(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[str,
         for name, values in new["axes"].items()
     }
     return new | {
+        "nodes": max((n for n in (old["nodes"], new["nodes"]) if n is not None), default=None),
         "axes": axes,
         "swept": [name for name in grids.AXES if len(axes[name]) > 1 or name in new["swept"]],
         "tasks": old["tasks"] | new["tasks"],
