@@ -133,7 +133,7 @@ def _noun(of_kernel: object) -> str:
     theory = getattr(of_kernel, "theory", of_kernel)
     if isinstance(of_kernel, xr.DataTree):
         network, task = problem(of_kernel)
-    elif hasattr(theory, "network"):
+    elif isinstance(theory, MeanField):
         network, task = theory.network, theory.task
     else:
         return "step"

@@ -265,9 +265,10 @@ def _chains(cmp: Comparison) -> _Rows:
 
 def _ranks(name: str, cmp: Comparison) -> list[tuple[str, Markup]]:
     """Of the log density and of the slowest kernel entry, whose size needs no signs to be aligned."""
-    t, a, s, b = (int(i) for i in np.unravel_index(np.argmin(cmp.ess), cmp.ess.shape))
-    kernel = cmp.draws["posterior"].to_dataset()["kernel"]
-    entry = np.abs(kernel[:, :, t, a, s, b].to_numpy())
+    slowest, kernel = np.argmin(cmp.ess), cmp.draws["posterior"].to_dataset()["kernel"]
+    t, a, s, b = (int(i) for i in np.unravel_index(slowest, cmp.ess.shape))
+    # Layers and steps may be dimensions of their own.
+    entry = np.abs(kernel[:, :, *np.unravel_index(slowest, kernel.shape[2:])].to_numpy())
     captions = {
         "log density": cmp.draws["sample_stats"]["lp"].to_numpy(),
         f"size of kernel entry ({t + 1}, {a}) ({s + 1}, {b}), of fewest effective draws": entry,

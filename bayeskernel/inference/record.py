@@ -54,7 +54,7 @@ def to_datatree(
 
     Groups: ``group`` ("posterior" or "prior"), sample_stats if the draws have any, observed_data
     (targets), constant_data (inputs, supervised). Nodes of a chain are dimension step, of a stack layer and step, of
-    other graphs node. Layers and steps are counted from 1, patterns, outputs and units from 0.
+    other graphs node (in the order of the graph's). Nodes, layers and steps are counted from 1, patterns, outputs and units from 0.
     """
     draws = dict(draws)
     stats = {name: draws.pop(name) for name in _STATS if name in draws}
@@ -202,7 +202,7 @@ def _node_axes(graph: Graph) -> dict[str, list[Any]]:
     layers, steps = list(range(1, places[-1][0] + 1)), list(range(1, graph.steps + 1))
     if graph.places and places == [[layer, step] for layer in layers for step in steps]:
         return {"layer": layers, "step": steps} if len(layers) > 1 else {"step": steps}
-    return {"node": list(graph.nodes)}
+    return {"node": list(range(1, graph.size + 1))}
 
 
 def _counts(data: xr.Dataset) -> dict[str, np.ndarray]:
