@@ -54,7 +54,8 @@ def to_datatree(
 
     Groups: ``group`` ("posterior" or "prior"), sample_stats if the draws have any, observed_data
     (targets), constant_data (inputs, supervised). Nodes of a chain are dimension step, of a stack layer and step, of
-    other graphs node (in the order of the graph's). Nodes, layers and steps are counted from 1, patterns, outputs and units from 0.
+    other graphs node (in the order of the graph's). Nodes, layers and steps are counted from 1, patterns, outputs and
+    units from 0.
     """
     draws = dict(draws)
     stats = {name: draws.pop(name) for name in _STATS if name in draws}
