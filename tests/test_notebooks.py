@@ -8,6 +8,7 @@ import jupytext
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
@@ -38,6 +39,14 @@ SMALL = {
         "DRAWS": 300,
         "SIGNALS": (1.0, 6.0),
         "SAMPLED": ("0121",),
+    },
+    "08_leaky_and_stacked": {
+        "WIDTH": 512,
+        "DRAWS": 300,
+        "LEAKS": (1.0, 0.8, 0.6),
+        "LAYERS": (1, 2),
+        "SIGNALS": np.array([0.5, 1.5, 6.0]),
+        "SAMPLED": (3.0,),
     },
     "07_your_own_data": {"WIDTH": 256, "DRAWS": 250, "P": 1},
 }
@@ -116,5 +125,5 @@ def test_executed_notebooks_keep_nothing_of_the_machine_that_ran_them(path):
         assert (cell.id, cell.metadata) == (f"cell-{k}", {})
 
 
-def test_there_are_seven():
+def test_there_are_eight():
     assert [path.stem for path in NOTEBOOKS] == list(SMALL)
