@@ -149,7 +149,7 @@ class Search(NamedTuple):
             )
         except np.linalg.LinAlgError:
             return _failed(rough._replace(status=Status.BREAKDOWN))
-        if descent.status is Status.BREAKDOWN:
+        if descent.status in (Status.BREAKDOWN, Status.UNCOVERED):
             return _failed(descent)
         return self._finished(descent, (rough if point.random else descent).saddle.point)
 

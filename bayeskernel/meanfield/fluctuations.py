@@ -51,6 +51,7 @@ _DISPLACEMENT = 0.01
 # Particles that third derivatives are averaged over.
 _THINNED = 4096
 _SEED = 0
+_AT_A_SADDLE = "fluctuations exist around a minimum; this solution is a saddle"
 
 
 class FluctuationError(BayesKernelError):
@@ -97,8 +98,8 @@ class Fluctuations:
         if solution.status is not Status.CONVERGED:
             raise FluctuationError(f"fluctuations exist around a solution; {solution.status}")
         if solution.curvature <= 0:
-            raise FluctuationError("fluctuations exist around a minimum; this solution is a saddle")
-        self._saddle, self._problem = solution.saddle, solution.saddle.problem
+            raise FluctuationError(_AT_A_SADDLE)
+        self._saddle, self._problem = _accurate(solution.saddle), solution.saddle.problem
         self._outputs = _Outputs(self._saddle.point.C, self._problem)
         self._within = within_groups(self._saddle.point)
         few = self._saddle.size <= MOST_COORDINATES
@@ -106,6 +107,8 @@ class Fluctuations:
         if self._dense:
             self._followed, reduced = self._saddle.dense()
             self._values, self._vectors = np.linalg.eigh(reduced)
+            if np.any(self._values <= 0):  # as more particles tell
+                raise FluctuationError(_AT_A_SADDLE)
 
     def spread(self) -> Spread:
         """Standard deviations."""
@@ -241,6 +244,15 @@ class _Outputs:
 
     def _read(self, C: Floats, dual: Floats) -> Floats:
         return mean_output(C, dual, self._problem)
+
+
+def _accurate(saddle: Saddle) -> Saddle:
+    """With second derivatives from most particles."""
+    nodes = saddle.point.nodes
+    if not any(isinstance(own, Particles) for own in nodes):
+        return saddle
+    own = tuple(n.accurate() if isinstance(n, Particles) else n for n in nodes)
+    return Saddle(saddle.problem, saddle.point._replace(nodes=own))
 
 
 def _thinned(point: Point) -> Point:

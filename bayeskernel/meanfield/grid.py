@@ -73,6 +73,7 @@ class Grid(Drawn):
             motion=partial(grid_motion, len(self.sites.members), second_moment),
             effective=self._coverage(factor @ second_moment @ factor.T),
             random=False,
+            steering=(slice(None), weights),
         )
         return Moments(self.sites, statistics, symmetric=symmetric)
 

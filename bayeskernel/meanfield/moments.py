@@ -27,9 +27,9 @@ Floats = NDArray[np.float64]
 
 # Directions in which the statistics vary less than this, relative to their scale, are null.
 _NULL = 1e-11
-# Random nodes that second derivatives are averaged over, and how many for each statistic: they only steer Newton's method and
-# propagate errors.
-_STEERING, _PER_STATISTIC = 4096, 8
+# Random nodes that second derivatives are averaged over, and how many for each statistic, where these only steer Newton's
+# method and propagate errors; and how many numbers their statistics may be for fluctuations.
+_STEERING, _PER_STATISTIC, _ACCURATE = 4096, 8, 2**24
 
 
 class Statistics(NamedTuple):
@@ -55,6 +55,8 @@ class Statistics(NamedTuple):
         Effective fraction of the nodes.
     random
         Whether the nodes are a random sample.
+    steering
+        Nodes that second derivatives are averaged over, and their probabilities.
     """
 
     log_normaliser: float
@@ -68,6 +70,7 @@ class Statistics(NamedTuple):
     motion: Callable[[], tuple[Floats, Floats]]
     effective: float
     random: bool
+    steering: tuple[slice, Floats]
 
 
 class Moments:
@@ -146,7 +149,7 @@ class Moments:
         size = len(self._of_C) + len(self._of_K)
         if not self._own.random:
             return np.zeros((size, size))
-        nodes, share = self._steering
+        nodes, share = self._own.steering
         # Of weighted means: the sum of squared weights times the covariance under them.
         scale = np.sum(self.weights**2) / np.sum(share**2)
         even = np.concatenate([self._of_C, self._of_K]) == 0
@@ -169,15 +172,9 @@ class Moments:
         return out
 
     @cached_property
-    def _steering(self) -> tuple[slice, Floats]:
-        if not self._own.random:
-            return slice(None), self.weights
-        return steering(self.weights, len(self._of_C))
-
-    @cached_property
     def _second(self) -> Floats:
         """Half the covariance of (s, b)."""
-        nodes, share = self._steering
+        nodes, share = self._own.steering
         return self._covariance(nodes, share, np.ones_like(share)) / 2
 
     @cached_property
@@ -238,9 +235,11 @@ class Drawn:
         return law.h[resampled(law.weights, count, rng)]
 
 
-def steering(weights: Floats, statistics: int) -> tuple[slice, Floats]:
+def steering(weights: Floats, statistics: int, *, accurate: bool) -> tuple[slice, Floats]:
     """Enough of some random nodes for second derivatives of so many statistics, and their probabilities."""
     count = max(_STEERING, _PER_STATISTIC * statistics)
+    if accurate:
+        count = max(count, _ACCURATE // statistics)
     some = slice(None, None, max(1, len(weights) // count))
     return some, weights[some] / weights[some].sum()
 

@@ -35,6 +35,7 @@ class Status(StrEnum):
     CONVERGED = "converged"
     MAX_STEPS = "the residual did not reach the tolerance within the allowed steps"
     BREAKDOWN = "the kernel lost positive definiteness to rounding errors"
+    UNCOVERED = "the law left the nodes that it was computed on"
     STALLED = "rounding errors stopped the descent before the residual reached the tolerance"
 
 
@@ -99,6 +100,9 @@ class Newton:
                 report(step, saddle.residual)
             if not saddle.residual < np.inf:
                 return Descent(saddle, Status.BREAKDOWN)
+            # A law on a handful of nodes has few directions, and no residual beyond them.
+            if not saddle.effective > self.least_overlap:
+                return Descent(saddle, Status.UNCOVERED)
             if saddle.residual < self.tolerance:
                 return Descent(saddle, Status.CONVERGED)
             if step == self.max_steps:

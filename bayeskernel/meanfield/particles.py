@@ -59,12 +59,23 @@ class Particles(Drawn):
         ln Z = ln sum_i exp(log_weight_i + phi_i^T Ct phi_i / 2), shape (M,).
     variance
         Of ln Z from the clouds this one descends from.
+    accurate
+        Whether second derivatives are averaged over as many particles as memory allows.
     """
 
     random = True
 
-    def __init__(self, sites: Sites, z: Floats, log_weight: Floats, variance: float = 0.0) -> None:
+    def __init__(
+        self,
+        sites: Sites,
+        z: Floats,
+        log_weight: Floats,
+        variance: float = 0.0,
+        *,
+        accurate: bool = False,
+    ) -> None:
         self.sites, self.z, self._log_weight, self._variance = sites, z, log_weight, variance
+        self._accurate = accurate
 
     def law(self, K: Floats, Ct: Floats, *, symmetric: bool) -> Law:
         """Q at (K, Ct)."""
@@ -75,9 +86,9 @@ class Particles(Drawn):
         log_density = self._log_weight + tilt(phi, Ct)
         log_normaliser = float(logsumexp(log_density))
         weights = np.exp(log_density - log_normaliser)
+        some, share = steering(weights, len(self.sites.entries.first), accurate=self._accurate)
 
         def motion() -> tuple[Floats, Floats]:
-            some, share = steering(weights, len(self.sites.entries.first))
             own = slopes[0][some], slopes[1][some]
             return particle_motion(share, self.z[some], phi[some], own, root, Ct)
 
@@ -93,6 +104,7 @@ class Particles(Drawn):
             motion=motion,
             effective=float(1 / (len(weights) * np.sum(weights**2))),
             random=True,
+            steering=(some, share),
         )
         return Moments(self.sites, statistics, symmetric=symmetric)
 
@@ -118,6 +130,10 @@ class Particles(Drawn):
     def completed(self) -> Nodes:
         """The same for all entries of C."""
         return Particles(self.sites.completed(), self.z, self._log_weight, self._variance)
+
+    def accurate(self) -> Particles:
+        """The same, for fluctuations, which second derivatives do not only steer."""
+        return Particles(self.sites, self.z, self._log_weight, self._variance, accurate=True)
 
     def thinned(self, count: int) -> Nodes:
         """About ``count`` of the particles."""
@@ -200,12 +216,12 @@ def from_prior(sites: Sites, count: int, rng: np.random.Generator) -> Particles:
 
 
 def from_draws(sites: Sites, h: Floats, K: Floats, Ct: Floats) -> Particles:
-    """Nodes from draws of q, h of shape (M, n)."""
+    """Nodes from draws of q, h of shape (M, n), which do not tell ln Z."""
     pivots = sites.pivots
     factor = np.linalg.cholesky(K[np.ix_(pivots, pivots)])
     z = solve_triangular(factor, h[:, pivots].T, lower=True).T
     phi = sites.phi.values(h[:, pivots] @ sites.spread.T)
-    return Particles(sites, z, -np.log(len(z)) - tilt(phi, Ct))
+    return Particles(sites, z, -np.log(len(z)) - tilt(phi, Ct), variance=np.inf)
 
 
 def moved(

@@ -26,8 +26,8 @@ from bayeskernel.problem import Problem
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-# Draws in a batch; batches, whose scatter gives the error.
-_DRAWS, _BATCHES = 1024, 16
+# Draws, and batches of them whose scatter gives the error.
+_DRAWS, _BATCHES = 16384, 16
 _SEED = 0
 
 
@@ -72,19 +72,19 @@ def trained_sites(saddle: Saddle, joint: Problem) -> NDArray[np.bool_]:
     return np.arange(joint.size) % joint.patterns < saddle.problem.patterns
 
 
-def extended(saddle: Saddle, joint: Problem) -> Extension:
+def extended(saddle: Saddle, joint: Problem, *, batches: int = 1) -> Extension:
     """Extend a solution to a problem with more patterns, the first of which are those of training."""
     old = np.flatnonzero(trained_sites(saddle, joint))
     if saddle.problem.phi.linear:
         return Extension(_linear(saddle, joint, old)[None], np.zeros((0, joint.size)))
     rng = np.random.default_rng(_SEED)
-    parts = [_drawn(saddle, joint, old, rng) for _ in range(_BATCHES)]
+    parts = [_drawn(saddle, joint, old, _DRAWS // batches, rng) for _ in range(batches)]
     return Extension(np.array([C for C, _ in parts]), np.concatenate([h for _, h in parts]))
 
 
 def predict(saddle: Saddle, joint: Problem) -> Prediction:
     """Outputs and kernels of the new patterns of a joint problem."""
-    problem, C = saddle.problem, extended(saddle, joint).C
+    problem, C = saddle.problem, extended(saddle, joint, batches=_BATCHES).C
     is_old = trained_sites(saddle, joint)
     old, new = np.flatnonzero(is_old), np.flatnonzero(~is_old)
     dual, T, m = dual_targets(saddle.point.C, problem), joint.steps, joint.nodes
@@ -121,13 +121,18 @@ def _linear(saddle: Saddle, joint: Problem, old: Ints) -> Floats:
 
 
 def _drawn(
-    saddle: Saddle, joint: Problem, old: Ints, rng: np.random.Generator
+    saddle: Saddle, joint: Problem, old: Ints, count: int, rng: np.random.Generator
 ) -> tuple[Floats, Floats]:
-    """C and pre-activations of all sites from one batch of draws."""
-    C, h = np.zeros((joint.size, joint.size)), np.zeros((_DRAWS, joint.size))
-    C[np.ix_(old, old)], h[:, old] = saddle.point.C, _training_draws(saddle, rng)
-    activity = np.zeros_like(h)
+    """C and pre-activations of all sites from one batch of draws.
+
+    C is that of the draws throughout, as in a network of so many units: beside exact entries between training sites
+    noise in the others would misstate how much a new site that nearly follows from these has of its own.
+    """
+    C, h, activity = np.zeros((joint.size, joint.size)), *np.zeros((2, count, joint.size))
+    even = np.asarray(joint.over_sites(joint.even)) | (not saddle.point.symmetric)
+    h[:, old] = _training_draws(saddle, count, rng)
     activity[:, old] = joint.phi.values(h[:, old])
+    C[np.ix_(old, old)] = activity[:, old].T @ activity[:, old] / count * even[np.ix_(old, old)]
     # h* is drawn given all training sites: data do not act on it.
     sites, met = Conditioner(NULL_SHARE["exact"]), np.zeros(0, np.int64)
     K = joint.preactivation_kernel(C)
@@ -140,21 +145,21 @@ def _drawn(
         now = np.setdiff1d(np.flatnonzero(joint.node_of == n), old)
         met = np.concatenate([met, now])
         gain, root = sites.append(joint.preactivation_kernel(C)[np.ix_(now, met)])
-        half = rng.standard_normal((root.shape[1], _DRAWS // 2))
+        half = rng.standard_normal((root.shape[1], count // 2))
         fresh = np.concatenate([half, -half], axis=1)
         h[:, now] = (gain @ white + root @ fresh).T
         white = np.concatenate([white, fresh])
         activity[:, now] = joint.phi.values(h[:, now])
-        C[np.ix_(now, met)] = activity[:, now].T @ activity[:, met] / _DRAWS
-        C[np.ix_(met, now)] = C[np.ix_(now, met)].T
+        among = activity[:, now].T @ activity[:, met] / count * even[np.ix_(now, met)]
+        C[np.ix_(now, met)], C[np.ix_(met, now)] = among, among.T
     return C, h
 
 
-def _training_draws(saddle: Saddle, rng: np.random.Generator) -> Floats:
-    """Equally weighted draws of h at all training sites from q, (M, d)."""
-    h = np.zeros((_DRAWS, saddle.problem.size))
+def _training_draws(saddle: Saddle, count: int, rng: np.random.Generator) -> Floats:
+    """Equally weighted draws of h at all training sites from q, (count, d)."""
+    h = np.zeros((count, saddle.problem.size))
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
-        own = nodes.drawn(law, saddle.K[nodes.sites.block], _DRAWS // 2, rng)
+        own = nodes.drawn(law, saddle.K[nodes.sites.block], count // 2, rng)
         # Groups are independent; halves repeat so that noise can be antithetic.
         h[:, nodes.sites.members] = np.tile(rng.permutation(own), (2, 1))
     return h

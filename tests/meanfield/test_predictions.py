@@ -1,0 +1,59 @@
+"""Predictions for new patterns against solutions that hold these patterns from the start."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+import bayeskernel as bk
+from bayeskernel.meanfield.newton import Newton, Status
+from bayeskernel.meanfield.saddle import Saddle
+from bayeskernel.meanfield.starts import prior_point
+from bayeskernel.problem import problem
+
+TASK = bk.tasks.endpoint([[1.0, 0.3], [-0.2, 1.1]], [2.0, -1.0], 3)
+NETWORK = bk.Network(512, "erf", noise=0.2)
+# The second nearly follows from the training patterns: under one percent of its variance is its own.
+NEW = np.array([[0.8, -0.6], [1.5, 1.0]])
+
+
+@cache
+def solved():
+    return bk.solve(NETWORK, TASK)
+
+
+def inputs(pattern):
+    return np.concatenate([NEW[None, pattern : pattern + 1], np.zeros((2, 1, 2))])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("pattern", [0, 1])
+def test_patterns_without_targets_may_come_before_or_after_solving(pattern):
+    new, unknown = inputs(pattern), np.full((3, 1, 1), np.nan)
+    task = bk.Task(
+        np.concatenate([TASK.inputs, new], 1), np.concatenate([TASK.targets, unknown], 1)
+    )
+    together, after = bk.solve(NETWORK, task), solved().predict(new)
+    # Beside exact entries of C the noise of draws leaves three times this error.
+    assert after.monte_carlo_error.max() < 0.02
+    assert np.abs(after.mean - together.output[:, 2:]).max() < 0.06
+    # Fluctuations carry the noise of particles' fourth moments, which 4096 of them make 14 percent.
+    assert solved().predict_std(new) == pytest.approx(together.output_std()[:, 2:], rel=0.03)
+
+
+@pytest.mark.long
+def test_draws_of_a_law_do_not_tell_its_free_energy():
+    """Patterns without targets do not change F, which draws of all patterns alone do not know."""
+    extended = solved()._extended(solved()._joint(inputs(0)))
+    error = np.hypot(extended.free_energy_error, solved().free_energy_error)
+    assert abs(extended.free_energy - solved().free_energy) < 5 * error < 1e-3
+
+
+def test_a_law_on_a_handful_of_nodes_is_no_solution():
+    """It has no directions in which a residual could be seen."""
+    posed, rng = problem(NETWORK, bk.tasks.endpoint([[1.0]], [2.0], 4)), np.random.default_rng(0)
+    point = prior_point(posed, rng)
+    collapsed = point._replace(Ct=1e6 * np.diag([0.0, 0.0, 0.0, 1.0]))
+    assert Saddle(posed, collapsed).size < 10
+    descent = Newton(tolerance=1e-6, max_steps=20, renew=False).descend(posed, collapsed, rng)
+    assert descent.status is Status.UNCOVERED
