@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import bayeskernel as bk
+from bayeskernel.sweeps import points
 
 NET = bk.Network(24, "linear", noise=0.1)
 TASK = bk.tasks.endpoint([[1.0]], [3.0], 3)
@@ -78,13 +79,24 @@ def test_a_process_that_dies_is_replaced(undisturbed, tmp_path):
     assert found.identical(undisturbed)
 
 
-def _sweep_in_a_process(folder, address=None):
-    client = None
-    if address is not None:
-        from distributed import Client
+def _sweep_in_a_process(folder, address):
+    from distributed import Client
 
-        client = Client(address)
-    run(folder, client)
+    run(folder, Client(address))
+
+
+def _sweep_that_waits(folder):
+    """The third point waits, once, so that a stop always comes before the end."""
+    waited = []
+
+    def waiting(*args, **kwargs):
+        if len(samples(folder)) == 2 and not waited:
+            waited.append(True)
+            time.sleep(300)
+        return bk.sample(*args, **kwargs)
+
+    points.sample = waiting
+    run(folder)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +108,13 @@ def _sweep_in_a_process(folder, address=None):
 )
 def test_a_run_that_is_stopped_goes_on(undisturbed, tmp_path, stop):
     process = multiprocessing.get_context("spawn").Process(
-        target=_sweep_in_a_process, args=(tmp_path / "out",)
+        target=_sweep_that_waits, args=(tmp_path / "out",)
     )
     process.start()
-    when(lambda: len(samples(tmp_path / "out")) >= 2, lambda: os.kill(process.pid, stop)).join()
+    when(lambda: len(samples(tmp_path / "out")) == 2, lambda: os.kill(process.pid, stop)).join()
     process.join()
     before = samples(tmp_path / "out")
-    assert 2 <= len(before) < 8
+    assert len(before) == 2
     assert run(tmp_path / "out").identical(undisturbed)
     after = samples(tmp_path / "out")
     assert {name: after[name] for name in before} == before
