@@ -50,9 +50,23 @@ def plan(case):
         # Fluctuations are large, and widths must be too; the cost does not grow with them.
         return "kernels", (2_000, 8_000, 32_000, 128_000, 512_000), 6000
     if "four patterns" in case:
-        # At N = 128 one chain in four stays in a metastable branch.
+        # At N = 128 and 512 one chain in four stays in a metastable branch.
         return "preactivations", (256, 512, 768, 1024), 1500
     return "preactivations", (64, 128, 256, 512, 1024), 6000
+
+
+def in_the_branch_of_lowest_free_energy(posterior, width):
+    """Without chains that began in a branch of higher free energy and stay there.
+
+    Four patterns have one 0.82 nats per unit above the theory's, with a log density 1.2 N lower, that of chains in one branch
+    differs by some 0.03 N. Its share of the posterior, e^-420 at N = 512, is nothing; its share of four chains is a quarter.
+    """
+    density = posterior["sample_stats"]["lp"].mean("draw").to_numpy()
+    kept = np.flatnonzero(density > density.max() - 0.2 * width)
+    if len(kept) < len(density):
+        print(f"{len(density) - len(kept)} of {len(density)} chains left out at N = {width}")
+    assert len(kept) >= 2
+    return posterior.isel(chain=kept)
 
 
 def sampled(network, task, theory, space, seed, draws):
@@ -66,6 +80,8 @@ def sampled(network, task, theory, space, seed, draws):
         num_chains=4,
         progress=False,
     )
+    if task is FOUR:
+        posterior = in_the_branch_of_lowest_free_energy(posterior, network.width)
     cmp = bk.compare(posterior, dataclasses.replace(theory, network=network))
     assert cmp.table["ess"].min() > 200
     return cmp.kernel, cmp.mcse
