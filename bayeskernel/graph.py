@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -170,6 +170,17 @@ class Graph:
         """Layer and step of every node, counted from 1; (nodes, 2)."""
         places = dict(self.places)
         return np.array([places.get(name, (1, k + 1)) for k, name in enumerate(self.nodes)])
+
+    def untied(self) -> Graph:
+        """The same nodes and edges, every edge with weights of its own."""
+        scales = dict(self.scales)
+        own = [f"{source} to {target}" for source, target in self.edges]
+        kept = {
+            name: scales[label]
+            for name, label in zip(own, self.labels, strict=True)
+            if label in scales
+        }
+        return replace(self, labels=own, scales=kept)
 
     def describe(self) -> dict[str, Any]:
         """The graph as plain JSON values; ``Graph(**described)`` makes it again."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
@@ -108,6 +108,12 @@ class Network:
         if self.graph.steps != steps:
             raise InputError("task", f"{self.graph.steps} steps, as the network's graph has", steps)
         return self.graph
+
+    def untied(self) -> Network:
+        """The same network with weights of its own for every edge of its graph."""
+        if self.graph is None:
+            return replace(self, sharing="untied")
+        return replace(self, graph=self.graph.untied())
 
     def standard_deviation(self, kind: str) -> float:
         """Prior scale of a kind of weights: "recurrent", "input", "bias" or "readout"."""

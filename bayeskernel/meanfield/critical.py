@@ -9,7 +9,7 @@ the untied solution's C, Y = <phi u^T> and B. The untied solution loses stabilit
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
@@ -67,7 +67,7 @@ class CriticalSignal:
     crossover
         For a crossover the signal of least curvature of the free energy; otherwise NaN.
     direction
-        Unstable direction of C at the spinodal, unit norm, shape (T, P, T, P); None for a crossover.
+        Unstable direction of C at the spinodal, unit norm, shape of the kernel; None for a crossover.
     coexistence_error
         Standard error of the coexistence from sampling inside the solver, zero where nothing was sampled.
     """
@@ -100,7 +100,7 @@ def critical_signal(
     check_problem(network, task)
     if not _protected(network, task):
         return _crossover(network, task, rng_key)
-    untied = replace(network, sharing="untied")
+    untied = network.untied()
     seen: dict[float, tuple[float, Floats]] = {}
 
     def lowest(signal: float) -> float:
@@ -171,9 +171,12 @@ def _lowest(product: Callable[[Floats], Floats], size: int) -> tuple[float, Floa
 
 
 def _protected(network: Network, task: Task) -> bool:
-    """Whether independent steps are stationary for the shared network."""
-    coupled = problem(network, task).coupled
-    return network.phi.odd and not np.any(coupled & ~np.eye(len(coupled), dtype=bool))
+    """Whether independent nodes are stationary for the shared network."""
+    posed = problem(network, task)
+    nodes = np.eye(posed.nodes, dtype=bool)
+    # A leak, or weights that several nodes read one node through, couple nodes whatever C is between others.
+    fed = (posed.gain @ nodes.ravel()).reshape(nodes.shape) > 0
+    return network.phi.odd and not np.any((posed.coupled | fed) & ~nodes)
 
 
 def _raised(network: Network, task: Task, rng_key: jax.Array | None) -> MeanField:
@@ -208,7 +211,7 @@ def _gap(theory: MeanField, signal: float, rng_key: jax.Array | None) -> _Gap | 
     if coherent is None:
         return None
     # Where steps are independent sharing does not act.
-    untied = _raised(replace(network, sharing="untied"), task, rng_key).branches[0]
+    untied = _raised(network.untied(), task, rng_key).branches[0]
     posed = problem(network, task)
     energies = [energy(posed.matrix(b.kernel), posed) for b in (coherent, untied)]
     return _Gap(

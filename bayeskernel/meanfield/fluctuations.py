@@ -35,7 +35,7 @@ from bayeskernel.meanfield.branches import Solution
 from bayeskernel.meanfield.crowd import Crowd
 from bayeskernel.meanfield.newton import Status
 from bayeskernel.meanfield.particles import Particles
-from bayeskernel.meanfield.saddle import Point, Stationarity, within_groups
+from bayeskernel.meanfield.saddle import Point, Saddle, Stationarity, within_groups
 from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]

@@ -154,6 +154,32 @@ def test_leak_leaves_no_sharp_transition():
     assert found.order == "crossover"
 
 
+def test_graph_spelled_out_parts_where_the_chain_does():
+    chain = bk.Graph(
+        ["a", "b", "c"],
+        [("x1", "a"), ("a", "b"), ("b", "c"), ("c", "y3")],
+        ["U", "W", "W", "V"],
+        scales={"V": 2.0},
+    )
+    endpoint = bk.tasks.endpoint([[1.0]], [1.0], 3)
+    found = bk.critical_signal(
+        bk.Network(8, "linear", graph=chain, readout_std=0.5, noise=0.3), endpoint
+    )
+    assert found.spinodal == pytest.approx(2.934493, abs=1e-5)
+    assert found.order == "continuous"
+
+
+def test_one_source_read_through_the_same_weights_is_a_crossover():
+    """Two nodes with the same weights and source have the same units; there is nothing to become coherent."""
+    twins = bk.Graph(
+        ["a", "b", "c"],
+        [("x1", "a"), ("a", "b"), ("a", "c"), ("b", "y2"), ("c", "y3")],
+        ["U", "W", "W", "V", "Z"],
+    )
+    given = bk.Task([[[1.0]], [[0.0]], [[0.0]]], [[np.nan], [1.0], [1.0]])
+    assert bk.critical_signal(bk.Network(8, "linear", graph=twins), given).order == "crossover"
+
+
 def test_outliers_name_their_weights():
     theory = bk.solve(network("stacked", "linear", width=64), task("stacked").scaled(4.0))
     assert [o.label for o in theory.outliers()] == ["W1.0", "F2.0", "W2.0"]
