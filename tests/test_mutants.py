@@ -175,7 +175,7 @@ MUTANTS = {
         (hmc, "_rotate", lambda *given: scaled_tree(1.01, _rotate(*given)))
     ],
     "a degree of freedom missing": [
-        (kernel_space, "_degrees_of_freedom", lambda at: _freedom(at) - 1)
+        (kernel_space, "_degrees_of_freedom", lambda *given: _freedom(*given) - 1)
     ],
     "K's slope - 5 %": [
         (definitions.Problem, "fed_back", lambda problem, B: 0.95 * _fed_back(problem, B))

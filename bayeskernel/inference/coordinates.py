@@ -25,7 +25,7 @@ class Coordinates(NamedTuple):
     Attributes
     ----------
     width, phi, mean_field
-        Width, activation and scaling of the network.
+        Units of z, activation and scaling of the network; no width where z is no unit's (space of kernels).
     patterns
         P.
     steps, outputs
@@ -40,7 +40,7 @@ class Coordinates(NamedTuple):
         Sites and outputs of every group of targets, as in ``Problem.readings``.
     """
 
-    width: int
+    width: int | None
     phi: Activation
     mean_field: bool
     patterns: int
@@ -89,6 +89,8 @@ class Data(NamedTuple):
         One where the read (column) uses the readout weights of the label (row), shape (reads, reads).
     noise
         kappa.
+    width
+        N.
     targets
         Shape (n, o) for every reading.
     """
@@ -98,6 +100,7 @@ class Data(NamedTuple):
     readout: Any
     labels: Any
     noise: Any
+    width: Any
     targets: tuple[Any, ...]
 
 
@@ -135,6 +138,7 @@ def arrays(problem: Problem) -> Data:
         readout=readout,
         labels=np.arange(len(labels))[:, None] == labels,
         noise=np.asarray(problem.noise),
+        width=np.asarray(problem.width),
         targets=tuple(r.targets for r in problem.readings),
     )
     return jax.tree.map(lambda a: jnp.asarray(np.asarray(a, dtype)), numbers)

@@ -73,7 +73,7 @@ def unfold(
         activities, pull = jax.vjp(coordinates.phi, h)
         # Plain products of matrices: contractions over more axes cost XLA three times as much.
         earlier = jnp.concatenate([*(node.activities for node in nodes), activities])
-        overlaps = activities @ earlier.T / coordinates.width
+        overlaps = activities @ earlier.T / data.width
         nodes.append(Node(h, activities, pull, loadings, overlaps))
     return nodes, inverse, sites
 
@@ -142,7 +142,7 @@ def log_likelihood_and_gradient(
         if any(k >= n for k in slopes):
             through = _symmetric_row(slopes, n, coordinates)
             row = row + jnp.pad(through, ((0, 0), (0, stop - start - through.shape[1])))
-        field = nodes[n].pull((row / coordinates.width) @ activities[start:stop])[0]
+        field = nodes[n].pull((row / data.width) @ activities[start:stop])[0]
         fields.append(field)
         of_loadings = field @ z[: nodes[n].loadings.shape[1]].T
         of_rows, of_factor = _condition_adjoint(
@@ -253,6 +253,7 @@ def full_kernel(nodes: Sequence[Node], coordinates: Coordinates) -> jax.Array:
 
 def model(coordinates: Coordinates, data: Data) -> None:
     """Define the NumPyro model: z of shape (rank, N), and the likelihood of its kernel."""
+    assert coordinates.width is not None
     shape = (coordinates.rank, coordinates.width)
     z = numpyro.sample("z", dist.Normal(0, 1).expand(shape).to_event(2))
     numpyro.deterministic("kernel", full_kernel(unfold(z, coordinates, data)[0], coordinates))

@@ -23,7 +23,7 @@ def log_likelihood_and_slope(
     lower_kernel: jax.Array, coordinates: Coordinates, data: Data
 ) -> tuple[jax.Array, jax.Array]:
     """Ln p(y | C) up to constants, and its symmetric derivative by C; from the lower half of C (d, d)."""
-    count = coordinates.width if coordinates.mean_field else 1
+    count = data.width if coordinates.mean_field else 1
     value, slope = jnp.zeros((), lower_kernel.dtype), jnp.zeros_like(lower_kernel)
     C = lower_kernel if coordinates.plain else symmetric(lower_kernel, coordinates)
     for (sites, outputs), targets in zip(coordinates.readings, data.targets, strict=True):
@@ -50,7 +50,7 @@ def draw(
     """
     P, columns = activities.shape[1:]
     T, reads = coordinates.steps, len(coordinates.reads)
-    width, outputs_ = coordinates.width, coordinates.outputs
+    width, outputs_ = data.width, coordinates.outputs
     flat = activities.reshape(-1, columns)
     normal = jax.random.normal(rng_key, (reads * columns + T * P, outputs_), flat.dtype)
     variance = jnp.max(data.labels * jnp.diagonal(data.readout), axis=1)[:, None, None]
@@ -65,7 +65,7 @@ def draw(
         _, inverse = _Read.at(sites, coordinates, data).factor(C, data)
         missed = inverse.T @ (inverse @ (targets - pick(pick(y0, sites), which, 1)))
         dual = dual + place(place(missed, sites, T * P, 0), which, outputs_, 1)
-    gain = variance if coordinates.mean_field else variance / np.sqrt(width)
+    gain = variance if coordinates.mean_field else variance / jnp.sqrt(width)
     steps, nodes = _ends(coordinates)
     own = pick(dual.reshape(T, P, outputs_), steps)
     change = jnp.einsum("eao,eai->eoi", own, pick(activities, nodes))
@@ -74,7 +74,7 @@ def draw(
 
 def outputs(v: jax.Array, activities: jax.Array, coordinates: Coordinates, data: Data) -> jax.Array:
     """F of shape (T, P, O) from readout weights (reads, O, N), one row a label."""
-    norm = coordinates.width if coordinates.mean_field else np.sqrt(coordinates.width)
+    norm = data.width if coordinates.mean_field else jnp.sqrt(data.width)
     steps, nodes = _ends(coordinates)
     weights = jnp.tensordot(data.labels.T, v, 1)
     read = jnp.einsum("eai,eoi->eao", pick(activities, nodes), weights) / norm

@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 
 from bayeskernel.errors import InputError, positive_integer
-from bayeskernel.inference import chains, coordinates, record, weights
+from bayeskernel.inference import chains, coordinates, kernel_space, record, weights
 from bayeskernel.inference.checkpoint import Checkpoint, Draws, identity
 from bayeskernel.inference.progress import chain_bars
 from bayeskernel.inference.spaces import SPACES, weight_space
@@ -230,6 +230,9 @@ def _choose(space: str, network: Network, task: Task, keep: tuple[str, ...]) -> 
     if name == "weights":
         net = weights.structure(network, task.shape[0])
         return _Choice(name, reason, net, weights.arrays(network, task))
+    if name == "kernels":
+        kernel_space.check(form)
+        form = form._replace(width=None)
     with jax.enable_x64(name == "kernels" or _double()):
         return _Choice(name, reason, form, coordinates.arrays(defined))
 
@@ -237,6 +240,7 @@ def _choose(space: str, network: Network, task: Task, keep: tuple[str, ...]) -> 
 def _smallest(
     network: Network, task: Task, form: coordinates.Coordinates, keep: tuple[str, ...]
 ) -> tuple[str, str]:
+    assert form.width is not None
     if form.width < form.rank:
         reason = f"fewer units than independent sites ({form.width} < {form.rank})"
         return "weights", f"{reason}: kernels are nearly singular"

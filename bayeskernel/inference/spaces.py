@@ -86,6 +86,7 @@ def preactivation_space(coordinates: Coordinates) -> Space:
         return value, {"z": gradient}
 
     def draw_prior(rng_key: jax.Array, data: Data) -> Position:
+        assert coordinates.width is not None
         shape = (coordinates.rank, coordinates.width)
         return {"z": jax.random.normal(rng_key, shape, data.noise.dtype)}
 
@@ -101,21 +102,20 @@ def preactivation_space(coordinates: Coordinates) -> Space:
 
 def kernels_of_linear_networks(coordinates: Coordinates) -> Space:
     """The posterior over kernels of a linear network (docs/theory, section 2C); in float64."""
-    kernel_space.check(coordinates)
 
     def observe(key: jax.Array, z: Position, data: Data, keep: tuple[str, ...]) -> Values:
-        return _observed(key, kernel_space.factor(z, coordinates), coordinates, data, keep)
+        return _observed(key, kernel_space.factor(z, coordinates, data), coordinates, data, keep)
 
     def units(key: jax.Array, z: Position, data: Data) -> Values:
-        B = kernel_space.factor(z, coordinates)
+        B = kernel_space.factor(z, coordinates, data)
         key_frame, key_readout = jax.random.split(key)
-        B = B @ kernel_space.frame(key_frame, coordinates)
+        B = B @ kernel_space.frame(key_frame, coordinates, data)
         return _observed(key_readout, B, coordinates, data, _UNITS)
 
     return Space(
         partial(kernel_space.model, coordinates),
         None,
-        lambda key, data: kernel_space.draw_prior(key, coordinates),
+        lambda key, data: kernel_space.draw_prior(key, coordinates, data),
         observe,
         (),
         units,

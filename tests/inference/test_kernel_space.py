@@ -8,7 +8,7 @@ from numpyro.infer.util import log_density
 
 import bayeskernel as bk
 from bayeskernel.inference import coordinates as co
-from bayeskernel.inference import kernel_space
+from bayeskernel.inference import kernel_space, run
 from bayeskernel.inference import preactivations as pre
 from bayeskernel.problem import problem
 
@@ -44,8 +44,8 @@ def test_density_is_its_closed_form(sharing, scaling, width, double):
         return {"below": below, "diagonal": u[3:]}
 
     def C(u):
-        B = kernel_space.factor(position(u), form)
-        return pre.full_kernel(pre.unfold(B, form, data)[0]).reshape(3, 3)
+        B = kernel_space.factor(position(u), form, data)
+        return pre.full_kernel(pre.unfold(B, form, data)[0], form).reshape(3, 3)
 
     def closed_form(u):
         c = np.asarray(C(u))
@@ -73,13 +73,26 @@ def test_prior_draws_have_bartletts_distribution(double):
     network = bk.Network(20, "linear")
     task = bk.tasks.endpoint([[1.0]], [1.0], 3)
     form = co.coordinates(problem(network, task), ((0,), (0,), (0,)))
-    draw = jax.vmap(lambda k: kernel_space.factor(kernel_space.draw_prior(k, form), form))
+    data = co.arrays(problem(network, task))
+    draw = jax.vmap(
+        lambda k: kernel_space.factor(kernel_space.draw_prior(k, form, data), form, data)
+    )
     count = 40_000
     B = np.asarray(draw(jax.random.split(jax.random.key(0), count)))
     Q = B @ B.swapaxes(1, 2) / 20
     variance = (1 + np.eye(3)) / 20
     assert np.abs((Q.mean(0) - np.eye(3)) / np.sqrt(variance / count)).max() < 5
     assert Q.var(axis=0) == pytest.approx(variance, rel=0.06)
+
+
+def test_code_of_one_width_serves_all():
+    statics = {
+        run._choose(
+            "kernels", bk.Network(width, "linear"), bk.tasks.endpoint([[1.0]], [1.0], 3), ()
+        ).static
+        for width in (20, 30, 10**6)
+    }
+    assert len(statics) == 1
 
 
 def test_linear_kernels_go_to_kernel_space_by_default(table1_task):
