@@ -174,7 +174,7 @@ def test_prior_of_the_map_is_the_prior_of_the_network():
     @jax.jit
     def kernels(keys):
         z = jax.vmap(lambda k: jax.random.normal(k, (coordinates.rank, 6)))(keys)
-        return jax.lax.map(lambda z: pre.full_kernel(pre.unfold(z, coordinates, data)[0]), z)
+        return jax.lax.map(lambda z: pre.full_kernel(pre.unfold(z, coordinates, data)[0], coordinates), z)
 
     mapped = np.asarray(kernels(keys), np.float64)
     direct = bk.sample_prior(jax.random.key(1), network, task, num_samples=count)["prior"]["kernel"]
