@@ -168,7 +168,9 @@ def test_the_page_is_opened(fails, tmp_path, command, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("space", ["weights", "preactivations", "kernels"])
+@pytest.mark.parametrize(
+    "space", [pytest.param("weights", marks=pytest.mark.slow), "preactivations", "kernels"]
+)
 def test_the_last_draw_comes_with_its_units(space, double):
     task = bk.tasks.sine(2, 3)
     network = bk.Network(16, "linear", noise=0.5)

@@ -196,9 +196,8 @@ np.save(sys.argv[2], draws["posterior"]["kernel"].to_numpy())
 """
 
 
-@pytest.mark.parametrize(
-    "kills", [pytest.param(1, marks=pytest.mark.long), pytest.param(10, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 10])
 def test_kills_at_random_moments(kills, tmp_path):
     """Ctrl-C once, then kill -9 until a run gets through."""
     rng, folder = np.random.default_rng(), tmp_path / "run"

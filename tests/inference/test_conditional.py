@@ -17,9 +17,14 @@ def run(network, task, **settings):
     return bk.sample(jax.random.key(3), network, task, **{**QUICK, **settings})
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("space", ["preactivations", "weights"])
-@pytest.mark.parametrize("sharing", SHARINGS, ids=str)
+@pytest.mark.parametrize(
+    ("sharing", "space"),
+    [
+        pytest.param(sharing, space, marks=pytest.mark.long if k == 2 else pytest.mark.slow)
+        for k, sharing in enumerate(SHARINGS)
+        for space in ("preactivations", "weights")
+    ],
+)
 def test_weights_reproduce_preactivations_and_outputs(sharing, space, general_task, double):
     network = bk.Network(16, "tanh", sharing, recurrent_std=1.2, input_std=0.8)
     draws = run(network, general_task, space=space, keep=("preactivations",))
@@ -78,7 +83,7 @@ def test_all_spaces_predict_the_same(activation):
         spaces["kernels"] = ()
     moments = {}
     for space, keep in spaces.items():
-        draws = run(network, task, space=space, keep=keep, num_warmup=300, num_samples=1000)
+        draws = run(network, task, space=space, keep=keep, num_warmup=300, num_samples=500)
         outputs = bk.predict(jax.random.key(7), draws, network, task, new)["output"]
         values = outputs.to_numpy().astype(np.float64)[..., 0]
         ess = az.ess(outputs.to_dataset())["output"].to_numpy()[..., 0]

@@ -95,8 +95,13 @@ def test_density_and_gradient_of_preactivations(name, double):
     assert float(jnp.sum(run(jnp.asarray(one))[1] * direction)) == pytest.approx(slope, rel=1e-7)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.long if n in ("stacked", "own") else pytest.mark.slow)
+        for n in NETWORKS
+    ],
+)
 def test_exact_weights_and_predictions(name, double):
     """Weights give back h and f to rounding; training patterns as new ones give f again; files survive."""
     net, given = network(name, width=16), task(name)
@@ -127,19 +132,23 @@ DIMS = {
 }
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", DIMS)
-def test_draws_name_layers_steps_and_nodes(name, tmp_path):
-    net, given = network(name), task(name)
+def test_draws_name_layers_steps_and_nodes(name):
+    prior = bk.sample_prior(jax.random.key(1), network(name), task(name), num_samples=2)["prior"]
+    assert prior["kernel"].dims == ("chain", "draw", *DIMS[name])
+
+
+@pytest.mark.long
+def test_a_stack_is_saved_compared_and_reported(tmp_path):
+    net, given = network("stacked", "linear"), task("stacked")
     draws = bk.sample(jax.random.key(1), net, given, space="weights", keep=("weights",), **QUICK)
-    assert draws["posterior"]["kernel"].dims == ("chain", "draw", *DIMS[name])
     bk.save(draws, tmp_path / "draws.nc")
     again = bk.load(tmp_path / "draws.nc")
-    assert again["posterior"]["kernel"].dims == ("chain", "draw", *DIMS[name])
+    assert again["posterior"]["kernel"].dims == ("chain", "draw", *DIMS["stacked"])
     predicted = bk.predict(jax.random.key(3), again, net, given, given.inputs)
-    assert predicted["output"].to_numpy() == pytest.approx(
-        draws["posterior"]["output"].to_numpy(), abs=1e-5
-    )
+    expected = draws["posterior"]["output"].to_numpy()
+    assert predicted["output"].to_numpy() == pytest.approx(expected, abs=1e-5)
     comparison = bk.compare(again, bk.solve(net, given))
-    assert comparison.kernel.shape == 2 * (net.graph_of(3).size, 2)
-    assert bk.report(comparison, tmp_path / "report.html").exists()
+    assert comparison.kernel.shape == (6, 2, 6, 2)
+    assert comparison.table.index.names == ["node", "pattern", "other_node", "other_pattern"]
+    assert "W1.0" in bk.report(comparison, tmp_path / "report.html").read_text()

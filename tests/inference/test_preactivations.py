@@ -100,7 +100,13 @@ GRADIENTS = {
 }
 
 
-@pytest.mark.parametrize("name", GRADIENTS)
+_LENGTHY = ("fewer inputs than patterns", "many outputs, first step alone")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in _LENGTHY else n for n in GRADIENTS],
+)
 def test_gradient_is_that_of_automatic_differentiation(name, general_task, double):
     network, task = GRADIENTS[name]
     task = task or general_task
@@ -174,7 +180,9 @@ def test_prior_of_the_map_is_the_prior_of_the_network():
     @jax.jit
     def kernels(keys):
         z = jax.vmap(lambda k: jax.random.normal(k, (coordinates.rank, 6)))(keys)
-        return jax.lax.map(lambda z: pre.full_kernel(pre.unfold(z, coordinates, data)[0], coordinates), z)
+        return jax.lax.map(
+            lambda z: pre.full_kernel(pre.unfold(z, coordinates, data)[0], coordinates), z
+        )
 
     mapped = np.asarray(kernels(keys), np.float64)
     direct = bk.sample_prior(jax.random.key(1), network, task, num_samples=count)["prior"]["kernel"]

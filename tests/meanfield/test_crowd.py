@@ -40,6 +40,7 @@ def test_linear_units_against_their_closed_form(sharing):
         theory.kernel_shift()
 
 
+@pytest.mark.slow
 def test_erf_units_against_weighted_particles(monkeypatch):
     network = bk.Network(512, "erf", noise=0.3)
     moving, other = bk.solve(network, TASK), bk.solve(network, TASK, jax.random.key(1))

@@ -109,7 +109,7 @@ SAMPLED = {"stacked": "linear", "leaky": "linear", "bidirectional": "linear", "o
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.long if name == "stacked" else pytest.mark.slow)
+        pytest.param(name, marks=pytest.mark.long if name == "leaky" else pytest.mark.slow)
         for name in SAMPLED
     ],
 )

@@ -96,7 +96,7 @@ def test_linear_networks_against_the_gaussian_solver(sharing):
     [
         "erf",
         pytest.param("tanh", marks=pytest.mark.slow),
-        pytest.param("relu", marks=pytest.mark.long),
+        pytest.param("relu", marks=pytest.mark.slow),
     ],
 )
 def test_grid_and_particles_agree(activation, monkeypatch):

@@ -27,7 +27,19 @@ def inputs(pattern):
     return np.concatenate([NEW[None, pattern : pattern + 1], np.zeros((2, 1, 2))])
 
 
-@pytest.mark.long
+def test_a_new_pattern_of_one_step_is_a_pattern_without_target():
+    """Three sites, on grids: spread of the new pattern's output, by extension and from the start."""
+    task = bk.tasks.endpoint([[1.0, 0.3], [-0.2, 1.1]], [2.0, -1.0], 1)
+    network = bk.Network(512, "erf", noise=0.2)
+    new = np.array([[[0.8, -0.6]]])
+    whole = bk.Task(np.concatenate([task.inputs, new], 1), [[2.0, -1.0, np.nan]])
+    together, theory = bk.solve(network, whole), bk.solve(network, task)
+    assert theory.predict_std(new)[0, 0] == pytest.approx(together.output_std()[0, 2], rel=1e-5)
+    after = theory.predict(new)
+    assert abs(after.mean[0, 0] - together.output[0, 2]) < 5 * after.monte_carlo_error[0, 0]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", [0, 1])
 def test_patterns_without_targets_may_come_before_or_after_solving(pattern):
     new, unknown = inputs(pattern), np.full((3, 1, 1), np.nan)
@@ -42,7 +54,7 @@ def test_patterns_without_targets_may_come_before_or_after_solving(pattern):
     assert solved().predict_std(new) == pytest.approx(together.output_std()[:, 2:], rel=0.03)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_draws_of_a_law_do_not_tell_its_free_energy():
     """Kernels converge from them at once, F is what it was."""
     task = bk.tasks.endpoint([[1.0]], [2.0], 4)

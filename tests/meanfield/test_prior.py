@@ -32,10 +32,14 @@ def test_quadrature_agrees_with_the_closed_form(double):
 
 
 @pytest.mark.parametrize(
-    "activation",
-    [pytest.param("linear", marks=pytest.mark.slow), pytest.param("erf", marks=pytest.mark.long)],
+    ("activation", "sharing"),
+    [
+        pytest.param("linear", "tied", marks=pytest.mark.slow),
+        pytest.param("linear", "untied", marks=pytest.mark.slow),
+        pytest.param("erf", "tied", marks=pytest.mark.long),
+        pytest.param("erf", "untied", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("sharing", ["tied", "untied"])
 def test_prior_draws_approach_the_recursion_as_one_over_root_width(activation, sharing):
     """Each draw strays by about std/sqrt(N); the mean by O(1/N) and its Monte-Carlo error."""
     task = bk.Task(np.random.default_rng(2).normal(size=(3, 2, 3)), np.ones((3, 2)))

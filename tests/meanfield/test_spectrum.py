@@ -6,7 +6,7 @@ import pytest
 
 import bayeskernel as bk
 
-WIDTH = 1024
+WIDTH = 512
 
 
 def spectra(network, task, *, singular):

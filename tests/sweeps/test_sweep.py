@@ -156,8 +156,10 @@ def test_hysteresis_is_seen_along_the_signal(tmp_path):
     np.testing.assert_allclose(chosen, down, atol=1e-5)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("activation", ["linear", "erf"])
+@pytest.mark.parametrize(
+    "activation",
+    [pytest.param("linear", marks=pytest.mark.long), pytest.param("erf", marks=pytest.mark.slow)],
+)
 def test_a_path_meets_the_solutions_of_each_signal(activation):
     signals = [3.5, 0.0, 2.5]
     network = bk.Network(1, activation, noise=0.1)
