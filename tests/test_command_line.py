@@ -169,7 +169,8 @@ def test_the_page_is_opened(fails, tmp_path, command, monkeypatch):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "space", [pytest.param("weights", marks=pytest.mark.slow), "preactivations", "kernels"]
+    "space",
+    [*(pytest.param(s, marks=pytest.mark.slow) for s in ("weights", "preactivations")), "kernels"],
 )
 def test_the_last_draw_comes_with_its_units(space, double):
     task = bk.tasks.sine(2, 3)
@@ -234,7 +235,7 @@ def test_compiled_code_is_kept_and_found_again(run, tmp_path):
     assert said.count("does not fit this machine") == 1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_user_decides_on_compiled_code(run, tmp_path, monkeypatch):
     assert run("--no-cache")[0] == ["False", "None", "-1"]
     assert not list((tmp_path / "cache").rglob("*-cache"))

@@ -96,7 +96,6 @@ def build(space: Space, algorithm: str, num_warmup: int, keep: tuple[str, ...]) 
     def start(rng_key: jax.Array, data: Any) -> Any:
         return advance(first(rng_key, data), data, idle)[0]
 
-    @jax.jit
     def units(state: Any, data: Any) -> dict[str, jax.Array]:
         return space.units(_key(state), state.z, data) | _statistics(state)
 

@@ -55,7 +55,7 @@ def factor(position: dict[str, jax.Array], coordinates: Coordinates, data: Data)
 
 
 def frame(rng_key: jax.Array, coordinates: Coordinates, data: Data) -> jax.Array:
-    """Draw O, (rank, N): orthonormal rows, all directions alike. Not for compiled code, whose shapes are known."""
+    """Draw O, (rank, N): orthonormal rows, all directions alike. Its shape is not known to compiled code."""
     normal = jax.random.normal(rng_key, (int(data.width), coordinates.rank))
     Q, R = jnp.linalg.qr(normal)
     return (Q * jnp.sign(jnp.diag(R))).T

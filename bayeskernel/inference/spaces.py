@@ -72,7 +72,7 @@ def weight_space(net: weights.Structure) -> Space:
         lambda key, data: weights.draw_prior(key, net, data),
         observe,
         ("preactivations", "weights"),
-        lambda key, z, data: observe(key, z, data, _UNITS),
+        jax.jit(lambda key, z, data: observe(key, z, data, _UNITS)),
     )
 
 
@@ -96,7 +96,7 @@ def preactivation_space(coordinates: Coordinates) -> Space:
         draw_prior,
         lambda key, z, data, keep: _observed(key, z["z"], coordinates, data, keep),
         ("preactivations",),
-        lambda key, z, data: _observed(key, z["z"], coordinates, data, _UNITS),
+        jax.jit(lambda key, z, data: _observed(key, z["z"], coordinates, data, _UNITS)),
     )
 
 
@@ -106,11 +106,14 @@ def kernels_of_linear_networks(coordinates: Coordinates) -> Space:
     def observe(key: jax.Array, z: Position, data: Data, keep: tuple[str, ...]) -> Values:
         return _observed(key, kernel_space.factor(z, coordinates, data), coordinates, data, keep)
 
-    def units(key: jax.Array, z: Position, data: Data) -> Values:
+    @jax.jit
+    def framed(key: jax.Array, z: Position, frame: jax.Array, data: Data) -> Values:
         B = kernel_space.factor(z, coordinates, data)
+        return _observed(key, B @ frame, coordinates, data, _UNITS)
+
+    def units(key: jax.Array, z: Position, data: Data) -> Values:
         key_frame, key_readout = jax.random.split(key)
-        B = B @ kernel_space.frame(key_frame, coordinates, data)
-        return _observed(key_readout, B, coordinates, data, _UNITS)
+        return framed(key_readout, z, kernel_space.frame(key_frame, coordinates, data), data)
 
     return Space(
         partial(kernel_space.model, coordinates),

@@ -54,7 +54,9 @@ def test_joint_law_is_left_unchanged(activation, sharing, scaling, how):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("how", [SPACES[0], SPACES[2], SPACES[4]])
+@pytest.mark.parametrize(
+    "how", [SPACES[0], SPACES[2], pytest.param(SPACES[4], marks=pytest.mark.slow)]
+)
 def test_joint_law_is_left_unchanged_quickly(how):
     """The part that every test run checks."""
     space, algorithm = how

@@ -140,7 +140,7 @@ def test_saved_draws_are_whole_or_not_there(undisturbed, tmp_path, monkeypatch):
         bk.load(tmp_path / "none.nc")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_draws(tmp_path):
     """Kernels of 1600 entries: 4000 more of them are 26 MB, and as much again for K."""
     targets = np.full((1, 40), np.nan)

@@ -20,7 +20,11 @@ def run(network, task, **settings):
 @pytest.mark.parametrize(
     ("sharing", "space"),
     [
-        pytest.param(sharing, space, marks=pytest.mark.long if k == 2 else pytest.mark.slow)
+        pytest.param(
+            sharing,
+            space,
+            marks=pytest.mark.long if (k, space) == (2, "preactivations") else pytest.mark.slow,
+        )
         for k, sharing in enumerate(SHARINGS)
         for space in ("preactivations", "weights")
     ],

@@ -106,13 +106,8 @@ def test_prior_kernel_is_the_mean_over_wide_networks(name):
 SAMPLED = {"stacked": "linear", "leaky": "linear", "bidirectional": "linear", "own": "linear"}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.long if name == "leaky" else pytest.mark.slow)
-        for name in SAMPLED
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SAMPLED)
 def test_kernels_of_a_million_units_are_the_theory(name):
     """The space of kernels at N = 10^6, where fluctuations are a thousandth."""
     net, given = network(name, "linear", width=10**6), task(name).scaled(2.0)

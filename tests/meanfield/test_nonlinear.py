@@ -232,6 +232,7 @@ def test_predictions_extend_the_training_solution():
     assert found.cross_kernel[:, 1, :, 0] == pytest.approx(np.zeros((3, 3)), abs=0.02)
 
 
+@pytest.mark.slow
 def test_linear_predictions_by_sampling():
     network = bk.Network(64, "linear", noise=0.5)
     task = bk.tasks.endpoint([[1.0, 0.5]], [4.5], 3)
@@ -265,7 +266,7 @@ def test_an_exhausted_solver_says_so():
     assert "did not reach" in theory.result
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_patterns_that_hardly_differ_are_solved():
     """Innovations too small to keep are dropped; kernels hardly notice."""
     network = bk.Network(64, "erf", noise=0.1)

@@ -36,7 +36,7 @@ def test_quadrature_agrees_with_the_closed_form(double):
     [
         pytest.param("linear", "tied", marks=pytest.mark.slow),
         pytest.param("linear", "untied", marks=pytest.mark.slow),
-        pytest.param("erf", "tied", marks=pytest.mark.long),
+        pytest.param("erf", "tied", marks=pytest.mark.slow),
         pytest.param("erf", "untied", marks=pytest.mark.slow),
     ],
 )
