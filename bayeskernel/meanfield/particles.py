@@ -38,8 +38,8 @@ _LONGEST = 0.75 * np.pi
 # Transitions between two clouds; before the last one, and between its snapshots.
 _TRANSITIONS, _EQUILIBRATION, _SPACING = 3, 10, 5
 # Least and most snapshots of the last cloud, and how many numbers its statistics may hold.
-_SNAPSHOTS = (4, 32)
-_STATISTICS = 40_000_000
+_SNAPSHOTS = (4, 44)
+_STATISTICS = 49_000_000
 # Quasi-random points of one estimate of ln Z, and independent scramblings that tell its error.
 _POINTS, _SCRAMBLINGS = 2**15, 16
 # Code is compiled for dimensions padded to one of these.
@@ -227,19 +227,22 @@ def from_draws(sites: Sites, h: Floats, K: Floats, Ct: Floats) -> Particles:
 def moved(
     phi: Activation, z: Floats, root: Floats, Ct: Floats, seed: int, transitions: int
 ) -> Floats:
-    """Z of shape (M, r) after some transitions that leave q unchanged; h = root z."""
+    """Z of shape (M, r) after some transitions that leave q unchanged; h = root z.
+
+    In float32: where nodes come to lie is random, and what is computed on them in float64.
+    """
     n, r = root.shape
     rows, columns = _bucket(n) - n, _bucket(r) - r
-    with jax.enable_x64(True):
+    with jax.enable_x64(False):
         out = _transitions(
             phi,
-            jnp.asarray(np.pad(z, ((0, 0), (0, columns)))),
-            jnp.asarray(np.pad(root, ((0, rows), (0, columns)))),
-            jnp.asarray(np.pad(Ct, ((0, rows), (0, rows)))),
+            jnp.asarray(np.pad(z, ((0, 0), (0, columns))), jnp.float32),
+            jnp.asarray(np.pad(root, ((0, rows), (0, columns))), jnp.float32),
+            jnp.asarray(np.pad(Ct, ((0, rows), (0, rows))), jnp.float32),
             jax.random.key(seed),
             transitions,
         )
-        return np.asarray(out)[:, :r]
+        return np.asarray(out, np.float64)[:, :r]
 
 
 def _bucket(size: int) -> int:
