@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bayeskernel.compare import Comparison, compare
     from bayeskernel.inference.conditional import predict, weights
     from bayeskernel.inference.diagnose import Diagnosis, diagnose
+    from bayeskernel.inference.measure import measure
     from bayeskernel.inference.run import sample, sample_prior
     from bayeskernel.inference.storage import StorageError, load, save
     from bayeskernel.report import report
@@ -54,6 +55,7 @@ __all__ = [
     "diagnose",
     "free_energy",
     "load",
+    "measure",
     "open_sweep",
     "plots",
     "predict",
@@ -72,6 +74,7 @@ _LATER = {
     "compare": ("Comparison", "compare"),
     "inference.conditional": ("predict", "weights"),
     "inference.diagnose": ("Diagnosis", "diagnose"),
+    "inference.measure": ("measure",),
     "inference.run": ("sample", "sample_prior"),
     "inference.storage": ("StorageError", "load", "save"),
     "report": ("report",),

@@ -7,6 +7,9 @@ For a kernel entry with sampled mean m, Monte-Carlo standard error e and theory 
 where s is the finite-width scale: the size of the leading 1/N shift of the posterior mean that theory
 predicts (docs/theory, "Fluctuations"; estimated from the draws where theory has no fluctuations, see
 `FluctuationError`), and t the theory's own Monte-Carlo error. No tolerance enters.
+
+Networks that were trained one by one (`bayeskernel.train`, `bayeskernel.measure`) are independent: e is their spread over the
+root of their number n, and limits on z are those of Student's t with n - 1 degrees of freedom.
 """
 
 from __future__ import annotations
@@ -20,12 +23,18 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import norm as normal
+from scipy.stats import t as student
 
-from bayeskernel.errors import instance
+from bayeskernel.errors import InputError, instance
 from bayeskernel.gauge import aligned, sign_symmetry
 from bayeskernel.inference.convergence import kernel_moments, mean_and_error
-from bayeskernel.inference.diagnose import Diagnosis, diagnose
-from bayeskernel.inference.record import check_same_run, kernel_and_output
+from bayeskernel.inference.diagnose import ENOUGH_NETWORKS, Diagnosis, diagnose
+from bayeskernel.inference.record import (
+    check_same_run,
+    kernel_and_output,
+    settings,
+    trained_networks,
+)
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.solve import MeanField
@@ -142,6 +151,11 @@ class Comparison:
         """What a node of the network is called, "step" or "node"."""
         return self.theory.network.graph_of(self.theory.task.shape[0]).noun
 
+    @cached_property
+    def networks(self) -> int:
+        """Number of networks trained one by one that are compared; zero for draws of chains."""
+        return trained_networks(self.draws)
+
     @property
     def entries(self) -> int:
         """Number of distinct kernel entries."""
@@ -166,14 +180,15 @@ class Comparison:
     @property
     def threshold(self) -> float:
         """Largest absolute z expected of agreeing results, at `FALSE_ALARM` over all entries."""
-        return float(normal.isf(FALSE_ALARM / 2 / self.entries))
+        law = student(self.networks - 1) if self.networks else normal
+        return float(law.isf(FALSE_ALARM / 2 / self.entries))
 
     @property
     def agrees(self) -> bool:
         """Whether every entry agrees, with converged theory and enough effective draws."""
         return (
             self.theory.converged
-            and self.smallest_ess >= ENOUGH_DRAWS
+            and (self.networks > 0 or self.smallest_ess >= ENOUGH_DRAWS)
             and self.largest_z <= self.threshold
         )
 
@@ -183,14 +198,14 @@ class Comparison:
         worst, ess = self.largest_z, self.smallest_ess
         if not self.theory.converged:
             return f"Inconclusive: the theory did not converge ({self.theory.result})."
-        if not ess >= ENOUGH_DRAWS:
+        if not (self.networks or ess >= ENOUGH_DRAWS):
             return (
                 f"Inconclusive: {ess:.0f} effective draws for the slowest kernel entry, "
                 f"{ENOUGH_DRAWS} are needed for error bars; draw more samples."
             )
         word = "agree" if self.agrees else "DISAGREE"
         return (
-            f"Samples and theory {word}: largest |z| = {worst:.1f} over {self.entries} kernel "
+            f"{self._source()} and theory {word}: largest |z| = {worst:.1f} over {self.entries} kernel "
             f"entries (limit {self.threshold:.1f}), Frobenius error "
             f"{100 * self.frobenius_error:.1f} %{self._caveat()}."
         )
@@ -203,6 +218,13 @@ class Comparison:
     def plot(self) -> np.ndarray:
         """Draw `bayeskernel.plots.plot_comparison`; returns its axes."""
         return plot_comparison(self)
+
+    def _source(self) -> str:
+        return (
+            f"{self.networks} {settings(self.draws)['space']} networks"
+            if self.networks
+            else "Samples"
+        )
 
     def _caveat(self) -> str:
         ratio = self.kernel.shape[0] * self.kernel.shape[1] / self.theory.network.width
@@ -221,17 +243,20 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
     Parameters
     ----------
     draws
-        From `bayeskernel.sample`.
+        From `bayeskernel.sample`, or networks from `bayeskernel.train` or `bayeskernel.measure`.
     theory
         From `bayeskernel.solve`.
 
     Raises
     ------
     InputError
-        If the draws belong to another network or task, or hold no posterior.
+        If the draws belong to another network or task, or hold no posterior, and for fewer than three trained networks.
     """
     network, task = instance("theory", theory, MeanField).network, theory.task
     check_same_run(draws, network, task)
+    if 0 < trained_networks(draws) < ENOUGH_NETWORKS:
+        expected = f"at least {ENOUGH_NETWORKS} networks, whose spread gives the error"
+        raise InputError("draws", expected, trained_networks(draws))
     symmetry = sign_symmetry(network, task)
     kernels, outputs, flipped = aligned(*kernel_and_output(draws), theory.kernel, symmetry)
     mean, spread, mcse, ess = kernel_moments(kernels)

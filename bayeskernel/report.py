@@ -24,6 +24,7 @@ from bayeskernel.compare import Comparison
 from bayeskernel.errors import InputError
 from bayeskernel.graph import Graph
 from bayeskernel.inference.conditional import weights as draw_weights
+from bayeskernel.inference.record import settings
 from bayeskernel.network import Network
 from bayeskernel.plots import (
     plot_coherence,
@@ -40,6 +41,9 @@ _WRITTEN_OUT = 2000
 # Rows of the table of chains that are shown at once, kernel entries of largest |z|, and most rows of any table:
 # with these, a page of two networks stays below a megabyte.
 _FIRST_ROWS, _WORST, _MOST_ROWS = 8, 20, 1000
+# Arguments of bk.sample and bk.train that make a run again.
+_SAMPLED = ("space", "sampler", "num_warmup", "num_samples", "num_chains")
+_TRAINED = ("optimizer", "weight_decay", "num_steps", "num_networks", "learning_rate", "batch_size")
 _PAGES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -259,12 +263,16 @@ def _last_weights(cmp: Comparison) -> xr.Dataset | None:
 
 
 def _chains(cmp: Comparison) -> _Rows:
-    order = cmp.diagnosis.table.sort_values("r_hat", ascending=False)
+    order = cmp.diagnosis.table
+    if not cmp.networks:
+        order = order.sort_values("r_hat", ascending=False)
     return _rows(order[:_MOST_ROWS], "quantity", [str(i) for i in order.index[:_MOST_ROWS]])
 
 
 def _ranks(name: str, cmp: Comparison) -> list[tuple[str, Markup]]:
     """Of the log density and of the slowest kernel entry, whose size needs no signs to be aligned."""
+    if cmp.networks:
+        return []  # no chains
     slowest, kernel = np.argmin(cmp.ess), cmp.draws["posterior"].to_dataset()["kernel"]
     t, a, s, b = (int(i) for i in np.unravel_index(slowest, cmp.ess.shape))
     # Layers and steps may be dimensions of their own.
@@ -326,9 +334,7 @@ def _code(cmp: Comparison) -> str:
     sharing = network["sharing"]
     if isinstance(sharing, dict):
         network["sharing"] = _Raw(f"bk.Sharing({_arguments(sharing)})")
-    made = json.loads(str(cmp.draws.attrs["settings"]))
-    names = ("space", "sampler", "num_warmup", "num_samples", "num_chains")
-    options = _arguments({k: made[k] for k in names if k in made})
+    made = settings(cmp.draws)
     lines = [
         "import jax, numpy as np",
         "import bayeskernel as bk",
@@ -336,12 +342,23 @@ def _code(cmp: Comparison) -> str:
         "",
         *_task_code(cmp.theory.task),
         f"network = bk.Network({_arguments(network)})",
-        f"key = jax.random.wrap_key_data(np.array({made.get('rng_key')}, np.uint32))",
-        f"draws = bk.sample(key, network, task, {options})",
+        *_run_code(made),
         "comparison = bk.compare(draws, bk.solve(network, task))",
         'bk.report(comparison, "report.html")',
     ]
     return "\n".join(lines)
+
+
+def _run_code(made: Mapping[str, Any]) -> list[str]:
+    if made.get("space") == "measured":
+        return ["draws = bk.measure(network, task, activities, outputs)  # of the trained networks"]
+    trained = made.get("space") == "trained"
+    names = _TRAINED if trained else _SAMPLED
+    options = _arguments({k: made[k] for k in names if k in made})
+    return [
+        f"key = jax.random.wrap_key_data(np.array({made.get('rng_key')}, np.uint32))",
+        f"draws = bk.{'train' if trained else 'sample'}(key, network, task, {options})",
+    ]
 
 
 class _Raw(str):

@@ -57,11 +57,13 @@ def mean_and_error(values: NDArray[np.floating]) -> tuple[Floats, Floats, Floats
 def moments(x: Floats) -> Floats:
     """Mean, standard deviation, error of the mean and effective draws for it, (4, n).
 
-    A constant has no Monte-Carlo error, and as many effective draws as draws.
+    A constant has no Monte-Carlo error, and as many effective draws as draws. Chains of one draw are independent of each
+    other: networks trained one by one.
     """
     count = x.shape[0] * x.shape[1]
-    ess, std, constant = effective_draws(_split(x)), x.std((0, 1)), np.ptp(x, axis=(0, 1)) == 0
-    error = std * np.sqrt(count / (count - 1) / ess)
+    ess = effective_draws(_split(x)) if x.shape[1] > 1 else np.full(x.shape[2], float(count))
+    std, constant = x.std((0, 1)), (np.ptp(x, axis=(0, 1)) == 0) & (count > 1)
+    error = std * np.sqrt(count / (count - 1) / ess) if count > 1 else np.full_like(std, np.nan)
     return np.array(
         [x.mean((0, 1)), std, np.where(constant, 0.0, error), np.where(constant, count, ess)]
     )

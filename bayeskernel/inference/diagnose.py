@@ -20,7 +20,13 @@ from numpy.typing import NDArray
 from bayeskernel.errors import InputError
 from bayeskernel.gauge import aligned
 from bayeskernel.inference.convergence import by_pieces, distinct, moments, trust
-from bayeskernel.inference.record import check_draws, kernel_and_output, settings, symmetry
+from bayeskernel.inference.record import (
+    check_draws,
+    kernel_and_output,
+    settings,
+    symmetry,
+    trained_networks,
+)
 
 Floats = NDArray[np.float64]
 
@@ -37,6 +43,8 @@ _STUCK = 0.95
 # Chains whose means of an invariant lie further apart than so many of their standard deviations are in
 # different branches.
 _APART = 3.0
+# Fewest trained networks whose spread is taken for an error.
+ENOUGH_NETWORKS = 3
 _COLUMNS = ("mean", "std", "mcse", "ess_bulk", "ess_tail", "r_hat")
 
 
@@ -82,13 +90,16 @@ class Diagnosis:
 
         Quantities are "lp", "norm[t,s]", the norm of a block of C, "kernel[t,a,s,b]" (sign-aligned) and "output[t,a,o]".
         """
-        (nodes, *output), names = self.shape, ["lp"]
-        names += [f"norm[{n + 1},{m + 1}]" for n, m in zip(*np.triu_indices(nodes), strict=True)]
+        columns = dict(zip(_COLUMNS, self.numbers, strict=True))
+        names = ["lp", *self._quantities()]
+        return pd.DataFrame(columns, index=pd.Index(names, name="quantity"))
+
+    def _quantities(self) -> list[str]:
+        nodes, *output = self.shape
+        names = [f"norm[{n + 1},{m + 1}]" for n, m in zip(*np.triu_indices(nodes), strict=True)]
         sites = [f"{n + 1},{a}" for n, a in np.ndindex(nodes, output[1])]
         names += [f"kernel[{one},{two}]" for i, one in enumerate(sites) for two in sites[i:]]
-        names += [f"output[{t + 1},{a},{o}]" for t, a, o in np.ndindex(*output)]
-        columns = dict(zip(_COLUMNS, self.numbers, strict=True))
-        return pd.DataFrame(columns, index=pd.Index(names, name="quantity"))
+        return names + [f"output[{t + 1},{a},{o}]" for t, a, o in np.ndindex(*output)]
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -145,13 +156,49 @@ class Diagnosis:
         return np.asarray(self.numbers[_COLUMNS.index(name)])
 
 
+class EnsembleDiagnosis(Diagnosis):
+    """Whether networks trained one by one can be trusted: there are no chains, so no R-hat and no effective draws.
+
+    ``numbers`` are mean, std and mcse, (3, n); everything about transitions is empty.
+    """
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per quantity: mean and std over networks and the error of the mean; names as in `Diagnosis`."""
+        columns = dict(zip(_COLUMNS, self.numbers, strict=False))
+        return pd.DataFrame(columns, index=pd.Index(self._quantities(), name="quantity"))
+
+    @property
+    def networks(self) -> int:
+        """How many there are."""
+        return len(self.branches[0])
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """What is wrong, one sentence each; empty where nothing is."""
+        few = self.networks < ENOUGH_NETWORKS
+        reasons = [f"{self.networks} networks, {ENOUGH_NETWORKS} are needed for an error"] * few
+        reasons += [f"numbers that are not finite in networks {self.broken}"] * bool(self.broken)
+        return tuple(reasons)
+
+    @property
+    def verdict(self) -> str:
+        """The outcome in words."""
+        if not self.ok:
+            return "Failed: " + "; ".join(self.reasons) + "."
+        return (
+            f"{self.networks} networks trained one by one, all finite; errors are from their spread, "
+            f"and whether training has come to its end is not judged."
+        )
+
+
 def diagnose(draws: xr.DataTree) -> Diagnosis:
-    """Judge the chains of a run.
+    """Judge the chains of a run, or networks trained one by one (an `EnsembleDiagnosis`).
 
     Parameters
     ----------
     draws
-        From `bayeskernel.sample`.
+        From `bayeskernel.sample`, `bayeskernel.train` or `bayeskernel.measure`.
 
     Raises
     ------
@@ -159,6 +206,8 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
         If the draws hold no posterior, or too few draws to split a chain.
     """
     check_draws(draws)
+    if trained_networks(draws):
+        return _of_networks(draws)
     posterior, stats = draws["posterior"].to_dataset(), draws["sample_stats"].to_dataset()
     if posterior.sizes["draw"] < 4:
         raise InputError("draws", "at least 4 draws a chain", posterior.sizes["draw"])
@@ -186,6 +235,26 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
         e_bfmi=tuple(_bfmi(e) for e in energy),
         stuck=stuck,
         branches=_branches(invariants),
+        flipped=flipped,
+        broken=tuple(int(c) for c in np.flatnonzero(~finite)),
+    )
+
+
+def _of_networks(draws: xr.DataTree) -> EnsembleDiagnosis:
+    kernel, output, flipped = gauge_fixed(draws)
+    norms = np.sqrt(np.einsum("cdtasb,cdtasb->cdts", kernel, kernel, dtype=np.float64))
+    count, _, nodes, patterns = kernel.shape[:4]
+    every = [distinct(nodes), distinct(nodes * patterns), np.arange(output[0, 0].size)]
+    parts = zip((norms, kernel, output), every, strict=True)
+    finite = np.isfinite(kernel).all(axis=(1, 2, 3, 4, 5))
+    return EnsembleDiagnosis(
+        numbers=np.concatenate([by_pieces(moments, x, which)[:3] for x, which in parts], axis=1),
+        shape=(nodes, *output.shape[2:]),
+        divergences=(),
+        tree_depth_hits=(),
+        e_bfmi=(),
+        stuck=(),
+        branches=(tuple(range(count)),),
         flipped=flipped,
         broken=tuple(int(c) for c in np.flatnonzero(~finite)),
     )

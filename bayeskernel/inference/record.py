@@ -40,6 +40,8 @@ _CONTENT = {
     "constant_data": ("inputs", "supervised"),
 }
 _RECORDS = ("network", "task", "settings", "symmetry")
+# Spaces of networks that were trained one by one: nothing was sampled, so there are no statistics of chains.
+_TRAINED = ("measured", "trained")
 _PACKAGES = ("bayeskernel", "jax", "numpyro", "arviz", "numpy", "xarray")
 
 
@@ -156,6 +158,12 @@ def stored(draws: xr.DataTree, name: str) -> NDArray[Any]:
     return array.to_numpy().reshape(shape)
 
 
+def trained_networks(draws: xr.DataTree) -> int:
+    """How many networks, trained one by one, the kernels are of; zero for draws of chains."""
+    trained = settings(draws).get("space") in _TRAINED
+    return int(draws["posterior"].sizes["chain"]) if trained else 0
+
+
 def seed_data(rng_key: jax.Array) -> list[int]:
     """Words of a JAX key, from which ``jax.random.wrap_key_data`` makes it again."""
     words = jax.random.key_data(rng_key) if is_typed(rng_key) else rng_key
@@ -166,11 +174,18 @@ def check_draws(draws: object) -> None:
     """Refuse what is not a whole run with its records."""
     tree = instance("draws", draws, xr.DataTree)
     missing = [name for name in _RECORDS if name not in tree.attrs]
+    sampled = "settings" not in tree.attrs or settings(tree).get("space") not in _TRAINED
     for group, names in _CONTENT.items():
+        if group == "sample_stats" and not sampled:
+            continue
         here = tree.children[group].data_vars if group in tree.children else ()
         missing += [f"{group}/{name}" for name in names if name not in here]
     if missing:
-        raise InputError("draws", "a DataTree from bayeskernel.sample", f"one without {missing}")
+        raise InputError(
+            "draws",
+            "a DataTree from bayeskernel.sample, train or measure",
+            f"one without {missing}",
+        )
 
 
 def check_same_run(draws: xr.DataTree, network: Network, task: Task) -> None:
