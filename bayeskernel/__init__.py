@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bayeskernel.inference.run import sample, sample_prior
     from bayeskernel.inference.storage import StorageError, load, save
     from bayeskernel.report import report
+    from bayeskernel.similarity import rdm, similarity, to_rsatoolbox
     from bayeskernel.sweeps.dataset import open_sweep
     from bayeskernel.sweeps.run import SweepError, sweep
 
@@ -60,13 +61,16 @@ __all__ = [
     "plots",
     "predict",
     "prior_kernel",
+    "rdm",
     "report",
     "sample",
     "sample_prior",
     "save",
+    "similarity",
     "solve",
     "sweep",
     "tasks",
+    "to_rsatoolbox",
     "weights",
 ]
 
@@ -78,6 +82,7 @@ _LATER = {
     "inference.run": ("sample", "sample_prior"),
     "inference.storage": ("StorageError", "load", "save"),
     "report": ("report",),
+    "similarity": ("rdm", "similarity", "to_rsatoolbox"),
     "sweeps.dataset": ("open_sweep",),
     "sweeps.run": ("SweepError", "sweep"),
 }

@@ -18,7 +18,7 @@ LAYERS = [
     {"likelihood"},
     {"inference", "meanfield"},
     {"plots"},
-    {"compare"},
+    {"compare", "similarity"},
     {"report", "sweeps"},
     {"cli"},
     {"__main__"},
