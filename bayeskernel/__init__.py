@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bayeskernel.inference.measure import measure
     from bayeskernel.inference.run import sample, sample_prior
     from bayeskernel.inference.storage import StorageError, load, save
+    from bayeskernel.inference.train import train
     from bayeskernel.report import report
     from bayeskernel.similarity import rdm, similarity, to_rsatoolbox
     from bayeskernel.sweeps.dataset import open_sweep
@@ -71,6 +72,7 @@ __all__ = [
     "sweep",
     "tasks",
     "to_rsatoolbox",
+    "train",
     "weights",
 ]
 
@@ -81,6 +83,7 @@ _LATER = {
     "inference.measure": ("measure",),
     "inference.run": ("sample", "sample_prior"),
     "inference.storage": ("StorageError", "load", "save"),
+    "inference.train": ("train",),
     "report": ("report",),
     "similarity": ("rdm", "similarity", "to_rsatoolbox"),
     "sweeps.dataset": ("open_sweep",),

@@ -220,11 +220,12 @@ class Comparison:
         return plot_comparison(self)
 
     def _source(self) -> str:
-        return (
-            f"{self.networks} {settings(self.draws)['space']} networks"
-            if self.networks
-            else "Samples"
-        )
+        if not self.networks:
+            return "Samples"
+        made = settings(self.draws)
+        left_out = len(made.get("left_out", ()))
+        rest = f" ({left_out} more diverged and are left out)" if left_out else ""
+        return f"{self.networks} {made['space']} networks{rest}"
 
     def _caveat(self) -> str:
         ratio = self.kernel.shape[0] * self.kernel.shape[1] / self.theory.network.width

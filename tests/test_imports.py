@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-LATER = {"arviz", "matplotlib", "numpyro", "pandas", "sklearn", "statsmodels", "typer", "xarray"}
+LATER = {"arviz", "matplotlib", "numpyro", "optax", "pandas", "sklearn", "statsmodels", "typer", "xarray"}
 
 
 def fresh(code):

@@ -178,7 +178,8 @@ class EnsembleDiagnosis(Diagnosis):
         """What is wrong, one sentence each; empty where nothing is."""
         few = self.networks < ENOUGH_NETWORKS
         reasons = [f"{self.networks} networks, {ENOUGH_NETWORKS} are needed for an error"] * few
-        reasons += [f"numbers that are not finite in networks {self.broken}"] * bool(self.broken)
+        which = ", ".join(map(str, self.broken))
+        reasons += [f"networks {which} diverged and are left out"] * bool(self.broken)
         return tuple(reasons)
 
     @property
@@ -246,7 +247,6 @@ def _of_networks(draws: xr.DataTree) -> EnsembleDiagnosis:
     count, _, nodes, patterns = kernel.shape[:4]
     every = [distinct(nodes), distinct(nodes * patterns), np.arange(output[0, 0].size)]
     parts = zip((norms, kernel, output), every, strict=True)
-    finite = np.isfinite(kernel).all(axis=(1, 2, 3, 4, 5))
     return EnsembleDiagnosis(
         numbers=np.concatenate([by_pieces(moments, x, which)[:3] for x, which in parts], axis=1),
         shape=(nodes, *output.shape[2:]),
@@ -256,7 +256,7 @@ def _of_networks(draws: xr.DataTree) -> EnsembleDiagnosis:
         stuck=(),
         branches=(tuple(range(count)),),
         flipped=flipped,
-        broken=tuple(int(c) for c in np.flatnonzero(~finite)),
+        broken=tuple(settings(draws).get("left_out", ())),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -45,3 +45,16 @@ def chain_bars(title: str, chains: int, total: int, show: bool) -> Iterator[Repo
             )
 
         yield report
+
+
+@contextmanager
+def training_bar(title: str, steps: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """Show how many steps of training are done."""
+    console = Console(stderr=True)
+    if not (show and console.is_terminal):
+        yield lambda done: None
+        return
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(title, total=steps)
+        yield lambda done: bars.update(task, completed=done)

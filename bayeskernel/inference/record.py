@@ -20,7 +20,7 @@ from bayeskernel.problem import problem as posed
 from bayeskernel.sharing import Sharing
 from bayeskernel.tasks import Task
 
-# "node" and "other_node" stand for what `_node_axes` says.
+# "node" and "other_node" stand for what `node_axes` says.
 _SITES = ("node", "pattern", "other_node", "other_pattern")
 _DIMS: dict[str, tuple[str, ...]] = {
     "kernel": _SITES,
@@ -66,7 +66,7 @@ def to_datatree(
         used = len(network.graph_of(task.shape[0]).label_names["readout"])
         draws["readout_weights"] = draws["readout_weights"][:, :, :used]
     draws["preactivation_kernel"] = _preactivation_kernel(draws["kernel"], network, task)
-    groups = {group: dataset(draws, _node_axes(network.graph_of(task.shape[0])))}
+    groups = {group: dataset(draws, node_axes(network.graph_of(task.shape[0])))}
     if stats:
         stats["tree_depth"] = np.ceil(np.log2(stats["n_steps"] + 1)).astype(np.int64)
         groups["sample_stats"] = xr.Dataset({k: (("chain", "draw"), v) for k, v in stats.items()})
@@ -212,7 +212,7 @@ def _plain(value: object) -> object:
     return json.loads(json.dumps(value))
 
 
-def _node_axes(graph: Graph) -> dict[str, list[Any]]:
+def node_axes(graph: Graph) -> dict[str, list[Any]]:
     """Dimensions of nodes with their coordinates: step of a chain, layer and step of a stack, else node."""
     places = graph.places_of_nodes.tolist()
     layers, steps = list(range(1, places[-1][0] + 1)), list(range(1, graph.steps + 1))
