@@ -49,7 +49,7 @@ def exact():
     return draws
 
 
-def langevin(rate=None, steps=2500, count=400):
+def langevin(rate=None, steps=2500, count=400, at=()):
     return trained(
         LINEAR,
         ONE,
@@ -57,6 +57,7 @@ def langevin(rate=None, steps=2500, count=400):
         learning_rate=rate,
         num_steps=steps,
         num_networks=count,
+        at=at,
     )
 
 
@@ -81,13 +82,15 @@ def test_langevin_s_bias_falls_with_the_step(exact):
     outputs = exact["posterior"]["output"].to_numpy()[..., 2, 0, 0]
     truth = np.mean((outputs - 1.5) ** 2)
     default = settings(langevin(steps=1, count=8))["learning_rate"]
-    bias = []
-    for factor, steps in ((8.0, 400), (2.0, 1300)):
-        errors = langevin(factor * default, steps)["training"]["squared_error"][:, -1].to_numpy()
-        bias.append((errors.mean() / truth - 1, errors.std() / truth / 20))
-    (large, large_error), (small, small_error) = bias
-    assert large > 5 * large_error
-    assert large - small > 4 * np.hypot(large_error, small_error)
+    bias, error = np.empty(2), np.empty(2)
+    for k, (factor, steps) in enumerate(((16.0, 400), (2.0, 1600))):
+        at = range(steps // 2, steps, steps // 40)
+        path = langevin(factor * default, steps, at=at)["training"]["squared_error"]
+        each = path.to_numpy().mean(1) / truth
+        bias[k], error[k] = each.mean() - 1, each.std() / np.sqrt(len(each))
+    assert bias[0] > 5 * error[0]
+    assert bias[0] - bias[1] > 4 * np.hypot(*error)
+    assert abs(bias[1]) < bias[0] / 2
 
 
 @pytest.mark.parametrize("width", [8, 40])
