@@ -224,7 +224,7 @@ class Comparison:
             return "Samples"
         made = settings(self.draws)
         left_out = len(made.get("left_out", ()))
-        rest = f" ({left_out} more diverged and are left out)" if left_out else ""
+        rest = f" ({left_out} more diverged, left out)" if left_out else ""
         return f"{self.networks} {made['space']} networks{rest}"
 
     def _caveat(self) -> str:

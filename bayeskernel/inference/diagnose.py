@@ -179,7 +179,7 @@ class EnsembleDiagnosis(Diagnosis):
         few = self.networks < ENOUGH_NETWORKS
         reasons = [f"{self.networks} networks, {ENOUGH_NETWORKS} are needed for an error"] * few
         which = ", ".join(map(str, self.broken))
-        reasons += [f"networks {which} diverged and are left out"] * bool(self.broken)
+        reasons += [f"some more diverged and are left out: {which}"] * bool(self.broken)
         return tuple(reasons)
 
     @property

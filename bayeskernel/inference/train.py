@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +23,21 @@ import xarray as xr
 
 from bayeskernel.errors import InputError, integers, positive, positive_integer
 from bayeskernel.inference import record, weights
-from bayeskernel.inference.curvature import steepest
+from bayeskernel.inference.descent import (
+    Position,
+    Run,
+    State,
+    advance,
+    observed,
+    starts,
+    steepest_curvature,
+)
 from bayeskernel.inference.measure import of_networks
 from bayeskernel.inference.progress import training_bar
-from bayeskernel.kernels import representational_kernel
 from bayeskernel.keys import check_key
 from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
 
-Position = dict[str, jax.Array]
 Optimizer: TypeAlias = "Literal['langevin', 'gd', 'sgd', 'adam'] | optax.GradientTransformation"
 
 _DOWN = optax.scale(-1.0)
@@ -121,11 +126,13 @@ def train(
     kept = _checked_steps(at, num_steps)
     net, data = weights.structure(network, task.shape[0]), weights.arrays(network, task)
     rule = _RULES[optimizer] if isinstance(optimizer, str) else optimizer
-    run = _Run(net, rule, name == "langevin", batch_size)
+    run = Run(net, rule, name == "langevin", batch_size)
     key_start, key_steps, key_probe = jax.random.split(rng_key, 3)
-    z = _starts(jax.random.split(key_start, num_networks), data, net)
+    z = starts(jax.random.split(key_start, num_networks), data, net)
     if learning_rate is None and name in _SHARE:
-        curvature = _steepest(jax.random.split(key_probe, num_networks), z, data, decay, net)
+        curvature = steepest_curvature(
+            jax.random.split(key_probe, num_networks), z, data, decay, net
+        )
         share = 1.0 if batch_size is None else batch_size / task.shape[1]
         learning_rate = _SHARE[name] * share / float(jnp.max(curvature))
         if not np.isfinite(learning_rate):
@@ -154,20 +161,6 @@ def train(
     return arranged(rows, kept, network, task, made)
 
 
-class _Run(NamedTuple):
-    """What fixes compiled code."""
-
-    net: weights.Structure
-    rule: optax.GradientTransformation
-    noisy: bool
-    batch_size: int | None
-
-
-class _State(NamedTuple):
-    z: Position
-    memory: Any
-
-
 def arranged(
     rows: dict[str, np.ndarray], at: list[int], network: Network, task: Task, made: dict[str, Any]
 ) -> xr.DataTree:
@@ -194,7 +187,7 @@ def arranged(
 
 
 def _trained(
-    run: _Run,
+    run: Run,
     z: Position,
     keys: jax.Array,
     data: weights.Data,
@@ -204,107 +197,19 @@ def _trained(
     report: Callable[[int], None],
 ) -> dict[str, np.ndarray]:
     """What is kept at some steps, (networks, len(at), ...); the last of them is the end."""
-    state, done, chunk = _State(z, jax.vmap(run.rule.init)(z)), 0, 1
+    state, done, chunk = State(z, jax.vmap(run.rule.init)(z)), 0, 1
     rows = list[dict[str, np.ndarray]]()
     for stop in at:
         while done < stop:
             n, began = min(chunk, stop - done), time.perf_counter()
             state = jax.block_until_ready(
-                _advance(state, keys, data, rate, decay, done, done + n, run)
+                advance(state, keys, data, rate, decay, done, done + n, run)
             )
             chunk = int(np.clip(n * _SECONDS / (time.perf_counter() - began), 1, _MOST))
             done += n
             report(done)
-        rows.append(jax.tree.map(np.asarray, _observed(state.z, data, decay, run.net)))
+        rows.append(jax.tree.map(np.asarray, observed(state.z, data, decay, run.net)))
     return {name: np.stack([row[name] for row in rows], 1) for name in rows[0]}
-
-
-@partial(jax.jit, static_argnames="run")
-def _advance(
-    state: _State,
-    keys: jax.Array,
-    data: weights.Data,
-    rate: float,
-    decay: float,
-    first: int,
-    last: int,
-    run: _Run,
-) -> _State:
-    """Steps ``first`` to ``last`` of every network; a step's key is its network's with its number folded in."""
-
-    def step(i: int, state: _State) -> _State:
-        return jax.vmap(
-            lambda one, key: _step(one, jax.random.fold_in(key, i), data, rate, decay, run)
-        )(state, keys)
-
-    return jax.lax.fori_loop(first, last, step, state)
-
-
-def _step(
-    state: _State, key: jax.Array, data: weights.Data, rate: float, decay: float, run: _Run
-) -> _State:
-    patterns = data.inputs.shape[1]
-    share = 1.0
-    if run.batch_size is not None:
-        batch = jax.random.choice(key, patterns, (run.batch_size,), replace=False)
-        data, share = patterns_of(data, batch), run.batch_size / patterns
-    gradient = jax.grad(loss)(state.z, data, decay, run.net, share)
-    move, memory = run.rule.update(gradient, state.memory, state.z)
-    z = jax.tree.map(lambda x, m: x + rate * m, state.z, move)
-    if run.noisy:  # never with batches, so the key is used once
-        noise = weights.draw_prior(key, run.net, data)
-        z = jax.tree.map(lambda x, xi: x + jnp.sqrt(2 * rate) * xi, z, noise)
-    return _State(z, memory)
-
-
-def loss(
-    z: Position, data: weights.Data, decay: float, net: weights.Structure, share: float = 1.0
-) -> jax.Array:
-    """Of one network; ``data`` may hold a share of the patterns, whose misfit is scaled up."""
-    exact = weights.observation(data.targets, net, data).log_prob(data.targets)
-    misfit = exact - weights.log_likelihood(net, z, data)
-    return misfit / share + decay / 2 * sum(jnp.sum(x**2) for x in z.values())
-
-
-def patterns_of(data: weights.Data, which: jax.Array) -> weights.Data:
-    """Data of some patterns alone."""
-    parts = {name: getattr(data, name)[:, which] for name in ("inputs", "targets", "supervised")}
-    return data._replace(**parts)
-
-
-@partial(jax.jit, static_argnames="net")
-def _starts(keys: jax.Array, data: weights.Data, net: weights.Structure) -> Position:
-    return jax.vmap(lambda key: weights.draw_prior(key, net, data))(keys)
-
-
-@partial(jax.jit, static_argnames="net")
-def _steepest(
-    keys: jax.Array, z: Position, data: weights.Data, decay: float, net: weights.Structure
-) -> jax.Array:
-    """Largest curvature of the loss on the way down from every start, (networks,)."""
-    own = partial(loss, data=data, decay=decay, net=net)
-
-    def one(key: jax.Array, z: Position) -> jax.Array:
-        return steepest(own, z, weights.draw_prior(key, net, data))
-
-    return jax.vmap(one)(keys, z)
-
-
-@partial(jax.jit, static_argnames="net")
-def _observed(
-    z: Position, data: weights.Data, decay: float, net: weights.Structure
-) -> dict[str, jax.Array]:
-    def one(z: Position) -> dict[str, jax.Array]:
-        h = weights.preactivations(z, net, data)
-        output = weights.outputs(z, h, net, data)
-        return {
-            "kernel": representational_kernel(net.phi(h)),
-            "output": output,
-            "loss": loss(z, data, decay, net),
-            "squared_error": jnp.mean((output - data.targets) ** 2, where=data.supervised),
-        }
-
-    return jax.vmap(one)(z)
 
 
 def _check_options(
