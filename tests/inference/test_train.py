@@ -152,6 +152,14 @@ def test_batches_of_all_patterns_are_descent():
     assert not np.allclose(small["kernel"][:, -1], full["kernel"][:, -1], rtol=1e-3)
 
 
+@pytest.mark.usefixtures("double")
+def test_one_of_equal_patterns_counts_for_all():
+    task = bk.tasks.endpoint([[1.0, 0.5]] * 3, [0.8] * 3, 2)
+    full = trained(task=task, learning_rate=0.01)["training"]
+    batch = trained(task=task, learning_rate=0.01, optimizer="sgd", batch_size=1)["training"]
+    np.testing.assert_allclose(batch["kernel"], full["kernel"], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "options",
     [
