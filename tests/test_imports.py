@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-LATER = {"arviz", "matplotlib", "numpyro", "optax", "pandas", "sklearn", "statsmodels", "typer", "xarray"}
+LATER = {
+    "arviz",
+    "matplotlib",
+    "numpyro",
+    "optax",
+    "pandas",
+    "sklearn",
+    "statsmodels",
+    "typer",
+    "xarray",
+}
 
 
 def fresh(code):

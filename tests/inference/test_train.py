@@ -76,7 +76,7 @@ def test_langevin_s_stationary_law_is_the_posterior(exact):
     assert ((found - mean) / np.hypot(error, own)).abs().max() < 4
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.usefixtures("double")
 def test_langevin_s_bias_falls_with_the_step(exact):
     """That of the outputs' variance, in the stiffest direction."""
@@ -94,7 +94,7 @@ def test_langevin_s_bias_falls_with_the_step(exact):
     assert abs(bias[1]) < bias[0] / 2
 
 
-@pytest.mark.parametrize("width", [8, 40])
+@pytest.mark.parametrize("width", [8, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("activation", ["linear", "erf", "tanh", "relu"])
 def test_descent_goes_down_at_every_step_of_the_default_rate(activation, width):
     task = bk.tasks.endpoint([[1.0, 0.0], [0.5, 1.0], [-0.3, 0.4]], [0.8, -0.5, 0.3], 2)

@@ -72,7 +72,10 @@ def moments_of(run, network, task):
 def disagreement(first, second):
     (mean, error, ess), (other, other_error, other_ess) = first, second
     assert min(ess, other_ess) > 100, f"only {min(ess, other_ess):.0f} effective draws"
-    z = np.abs(mean - other) / np.hypot(error, other_error)
+    both = np.hypot(error, other_error)
+    # Outputs that nothing is read out at are zero in either.
+    assert np.array_equal(mean[both == 0], other[both == 0])
+    z = np.abs(mean - other)[both > 0] / both[both > 0]
     return float(z.max()), float(norm.isf(FALSE_ALARM / 2 / len(z)))
 
 
