@@ -245,3 +245,34 @@ def test_description_makes_the_network_again():
         if described["graph"] is not None:
             described["graph"] = Graph(**described["graph"])
         assert bk.Network(**described) == network(name)
+
+
+def test_a_stack_edge_by_edge():
+    """Labels of every edge written out: two layers, a skip, four sharing patterns."""
+    sharing = bk.Sharing([0, 0, 1], "untied", "tied", [0, 1, 1])
+    graph = architectures.stacked(3, sharing, layers=2, skip=2, leak=0.5, biases=True)
+    expected = {
+        ("x1", "h1.1"): "U0", ("x2", "h1.2"): "U1", ("x3", "h1.3"): "U2",
+        ("h1.1", "h1.2"): "W1.0", ("h1.2", "h1.3"): "W1.1", ("h1.1", "h1.3"): "S1.1",
+        ("h2.1", "h2.2"): "W2.0", ("h2.2", "h2.3"): "W2.1", ("h2.1", "h2.3"): "S2.1",
+        ("h1.1", "h2.1"): "F2.0", ("h1.2", "h2.2"): "F2.1", ("h1.3", "h2.3"): "F2.1",
+        ("h2.1", "y1"): "V0", ("h2.2", "y2"): "V0", ("h2.3", "y3"): "V0",
+        **{("1", f"h{k}.{t}"): f"b{k}.{t - 1}" for k in (1, 2) for t in (1, 2, 3)},
+    }  # fmt: skip
+    assert dict(zip(graph.edges, graph.labels, strict=True)) == expected
+    assert dict(graph.drives) == dict.fromkeys(graph.nodes, 0.5)
+    within = {(f"h{k}.{t}", f"h{k}.{t + 1}"): 0.5 for k in (1, 2) for t in (1, 2)}
+    assert dict(graph.carries) == within
+
+
+def test_residual_and_bidirectional_edge_by_edge():
+    residual = architectures.residual(3)
+    assert dict(zip(residual.edges, residual.labels, strict=True)) == {
+        ("x1", "h1"): "U0", ("h1", "h2"): "W0", ("h2", "h3"): "W1", ("h3", "y3"): "V0",
+    }  # fmt: skip
+    assert dict(residual.carries) == {("h1", "h2"): 1.0, ("h2", "h3"): 1.0}
+    both = architectures.bidirectional(2)
+    assert dict(zip(both.edges, both.labels, strict=True)) == {
+        ("x1", "f1"): "Uf0", ("f1", "f2"): "Wf0", ("x2", "f2"): "Uf0", ("f1", "y1"): "Vf0", ("f2", "y2"): "Vf0",
+        ("x2", "b2"): "Ub0", ("b2", "b1"): "Wb0", ("x1", "b1"): "Ub0", ("b1", "y1"): "Vb0", ("b2", "y2"): "Vb0",
+    }  # fmt: skip
