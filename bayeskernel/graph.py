@@ -139,7 +139,8 @@ class Graph:
     @cached_property
     def carry(self) -> Floats:
         """How strongly pre-activations of a node (column) are added to those of another (row), (nodes, nodes)."""
-        matrix, carries = np.zeros((self.size, self.size)), dict(self.carries)
+        carries: dict[tuple[str, str], float] = dict(self.carries)
+        matrix = np.zeros((self.size, self.size))
         for (source, target), factor in carries.items():
             matrix[self._position(target), self._position(source)] = factor
         return matrix
@@ -153,7 +154,8 @@ class Graph:
     @cached_property
     def mixing(self) -> Floats:
         """A = (1 - carry)^-1 diag(drive), (nodes, nodes)."""
-        return np.linalg.solve(np.eye(self.size) - self.carry, np.diag(self.drive))
+        solved = np.linalg.solve(np.eye(self.size) - self.carry, np.diag(self.drive))
+        return np.asarray(solved, np.float64)
 
     def maps(self, kind: str) -> Floats:
         """G_l of every label of a kind: (labels, nodes, sources), for readouts (labels, steps, nodes)."""

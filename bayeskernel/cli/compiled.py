@@ -26,8 +26,8 @@ def keep_compiled_code(say: Callable[[str], None]) -> None:
     say
         Told in one line where what earlier runs kept is not found, or nothing can be kept.
     """
-    chosen = jax.config.jax_compilation_cache_dir is not None
-    if chosen or not jax.config.jax_enable_compilation_cache:
+    chosen = jax.config.values["jax_compilation_cache_dir"] is not None
+    if chosen or not jax.config.values["jax_enable_compilation_cache"]:
         return
     folder = Path(platformdirs.user_cache_dir("bayeskernel", False)) / "compiled"
     try:

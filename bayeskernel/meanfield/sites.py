@@ -109,7 +109,7 @@ def groups(
 ) -> tuple[Sites, ...]:
     """Groups of correlated sites, one of all sites where ``joined``; pivots by `NULL_SHARE` of a precision."""
     K = problem.preactivation_kernel(prior_recursion(problem))
-    fed = problem.fed(np.eye(problem.size)).any(axis=1)
+    fed = np.asarray(np.any(problem.fed(np.eye(problem.size)) != 0, axis=1))
     read = np.asarray(problem.over_sites(read_blocks(problem)))
     parities = np.asarray(problem.over_sites(problem.parity))
     out = []
