@@ -124,12 +124,7 @@ class Graph:
 
     def edges_of(self, kind: str) -> tuple[Edge, ...]:
         """Edges of a kind by positions, sorted by target and source."""
-        names = self.label_names[kind]
-        return tuple(
-            Edge(target, source, names.index(label))
-            for target, source, own, label in self._sorted
-            if own == kind
-        )
+        return self._edges[kind]
 
     def scales_of(self, kind: str) -> Floats:
         """Relative standard deviations of the labels of a kind."""
@@ -187,6 +182,18 @@ class Graph:
     def describe(self) -> dict[str, Any]:
         """The graph as plain JSON values; ``Graph(**described)`` makes it again."""
         return {name: _plain(getattr(self, name)) for name in self.__dataclass_fields__}
+
+    @cached_property
+    def _edges(self) -> dict[str, tuple[Edge, ...]]:
+        """Edges by kind."""
+        return {
+            kind: tuple(
+                Edge(target, source, names.index(label))
+                for target, source, own, label in self._sorted
+                if own == kind
+            )
+            for kind, names in self.label_names.items()
+        }
 
     @cached_property
     def _sorted(self) -> list[tuple[int, int, str, str]]:

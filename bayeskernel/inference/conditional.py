@@ -225,9 +225,7 @@ def _new_activities(h: Floats, noise: Floats, network: Network, task: Task, new:
     white = met.whiten(known.h[met.pivots])
     activities = np.zeros((len(h), count, h.shape[2]))
     for n in range(len(h)):
-        every = _sites(activities, np.zeros_like(activities), network, new)
-        own = slice(n * count, (n + 1) * count)
-        now = _Sites(*(part[..., own, :] for part in every))
+        now = _sites(activities, np.zeros_like(activities), network, new, slice(n, n + 1))
         known = known.joined(now)
         gain, root = met.append(now.covariance(known))
         fresh = noise[n * count : n * count + root.shape[1]]
@@ -240,14 +238,16 @@ def _training_sites(h: Floats, network: Network, task: Task) -> _Sites:
     return _sites(network.phi.values(h), h, network, task.inputs)
 
 
-def _sites(activities: Floats, h: Floats, network: Network, inputs: Floats) -> _Sites:
-    """All sites, from activities and pre-activations (nodes, P, N) and inputs (T, P, D)."""
+def _sites(
+    activities: Floats, h: Floats, network: Network, inputs: Floats, nodes: slice = slice(None)
+) -> _Sites:
+    """Sites of some nodes, from activities and pre-activations (all nodes, P, N) and inputs (T, P, D)."""
     graph = network.graph_of(len(inputs))
-    maps = weight_maps(network, graph, "recurrent") / np.sqrt(network.width)
+    maps = weight_maps(network, graph, "recurrent")[:, nodes] / np.sqrt(network.width)
     read = np.einsum("lnm,mai->lnai", maps, activities, optimize=True)
-    biases = np.repeat(weight_maps(network, graph, "bias"), inputs.shape[1], axis=1)
-    driven = read_inputs(network, graph, inputs)
-    return _Sites(_flat(read), _flat(driven), biases, h.reshape(-1, h.shape[2]))
+    biases = np.repeat(weight_maps(network, graph, "bias")[:, nodes], inputs.shape[1], axis=1)
+    driven = read_inputs(network, graph, inputs)[:, nodes]
+    return _Sites(_flat(read), _flat(driven), biases, h[nodes].reshape(-1, h.shape[2]))
 
 
 def _flat(parts: Floats) -> Floats:
