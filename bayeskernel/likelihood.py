@@ -69,12 +69,12 @@ class Stiffness:
 
     def __call__(self, dC: Floats) -> Floats:
         """-d force along dC, positive semi-definite; shape (d, d)."""
-        dQ = self._problem.read(dC)
+        dQ = self._problem.read_supervised(dC)
         out = np.zeros_like(dQ)
         for sites, factor, dual in self._parts:
             pull = cho_solve(factor, dQ[sites] @ dual, check_finite=False) @ dual.T
             out[sites] += pull + pull.T
-        return self._problem.read_back(out)
+        return self._problem.read_supervised_back(out)
 
     def solved(self, dC: Floats, values: Floats) -> Floats:
         """S^-1 Q(dC) v, output by output where it is supervised; v and the result (T P, O)."""

@@ -120,6 +120,35 @@ class Problem:
         """sum_l R_l^T A R_l, the adjoint of `read`."""
         return self._joined(self.readout.T @ self._blocks(A, self.steps))
 
+    def read_supervised(self, C: Floats) -> Floats:
+        """Q(C) at pairs of supervised steps, zero elsewhere; costs no more than these blocks."""
+        P = self.patterns
+        out = np.zeros(2 * (self.steps * P,))
+        for t, s, n, m, strength in self._supervised_reads:
+            own = out[t * P : (t + 1) * P, s * P : (s + 1) * P]
+            own += strength * C[n * P : (n + 1) * P, m * P : (m + 1) * P]
+        return out
+
+    def read_supervised_back(self, A: Floats) -> Floats:
+        """The adjoint of `read_supervised`."""
+        P = self.patterns
+        out = np.zeros(2 * (self.size,))
+        for t, s, n, m, strength in self._supervised_reads:
+            own = out[n * P : (n + 1) * P, m * P : (m + 1) * P]
+            own += strength * A[t * P : (t + 1) * P, s * P : (s + 1) * P]
+        return out
+
+    @cached_property
+    def _supervised_reads(self) -> list[tuple[int, int, int, int, float]]:
+        """Steps t, s, the nodes that they read, and how strongly, where both steps have targets."""
+        given = {int(t) for r in self.readings for t in np.unique(r.sites // self.patterns)}
+        reads = self.readout.tocoo()
+        found = [
+            (*divmod(int(row), self.steps), *divmod(int(column), self.nodes), float(strength))
+            for row, column, strength in zip(reads.row, reads.col, reads.data, strict=True)
+        ]
+        return [read for read in found if {read[0], read[1]} <= given]
+
     @cached_property
     def supervised(self) -> NDArray[np.bool_]:
         """Pairs of nodes whose blocks of C the targets act on, shape (m, m)."""

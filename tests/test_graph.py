@@ -124,6 +124,10 @@ def test_adjoints(name):
     Q = rng.normal(size=(6, 6))
     assert np.sum(defined.fed(A) * B) == pytest.approx(np.sum(A * defined.fed_back(B)))
     assert np.sum(defined.read(A) * Q) == pytest.approx(np.sum(A * defined.read_back(Q)))
+    supervised = np.repeat(task(name).supervised.any(axis=(1, 2)), 2)
+    both = np.outer(supervised, supervised)
+    assert defined.read_supervised(A) == pytest.approx(np.where(both, defined.read(A), 0))
+    assert defined.read_supervised_back(Q) == pytest.approx(defined.read_back(np.where(both, Q, 0)))
 
 
 def test_readouts_of_several_nodes_entry_by_entry():
