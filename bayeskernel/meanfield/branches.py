@@ -20,7 +20,7 @@ from bayeskernel.meanfield.errors import monte_carlo
 from bayeskernel.meanfield.newton import Descent, Newton, Progress, Status, lowest_curvature
 from bayeskernel.meanfield.saddle import Point, Saddle
 from bayeskernel.meanfield.sites import read_blocks
-from bayeskernel.meanfield.starts import prior_point
+from bayeskernel.meanfield.starts import first_point, prior_point
 from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -98,7 +98,8 @@ class Search(NamedTuple):
 
     def solutions(self, *, every_branch: bool) -> list[Solution]:
         """All branches found, lowest F first; or those that the prior leads to."""
-        kept = self._descended([prior_point(self.problem, self.rng)])
+        first = first_point(self.problem, self.rng, self._report("quasi-Newton"))
+        kept = self._descended([first])
         best = kept[0]
         unbroken = best.start.symmetric and not np.all(self.problem.even)
         small = self.problem.size <= _SEARCHED and not best.start.random

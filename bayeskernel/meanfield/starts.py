@@ -1,6 +1,11 @@
-"""Where do descents start? At the prior, or at a solution extended to more patterns; a law's nodes are chosen here."""
+"""Where do descents start? At the prior or close to the minimum it leads to, or at a solution extended to more patterns.
+
+A law's nodes are chosen here.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +14,8 @@ from bayeskernel.meanfield import grid, particles
 from bayeskernel.meanfield.laws import Gaussian, Nodes
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.saddle import Point
-from bayeskernel.meanfield.sites import Sites, groups
+from bayeskernel.meanfield.sites import Sites, groups, read_blocks
+from bayeskernel.meanfield.whitened import near_minimum
 from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
@@ -17,6 +23,8 @@ Floats = NDArray[np.float64]
 # Fewest and most particles while a solution is looked for, and how many for each of their statistics.
 _PARTICLES = (4096, 16384)
 _PER_STATISTIC = 5
+# Linear networks of more sites start close to a minimum.
+_LARGE = 256
 
 
 def prior_point(problem: Problem, rng: np.random.Generator) -> Point:
@@ -25,6 +33,22 @@ def prior_point(problem: Problem, rng: np.random.Generator) -> Point:
     K = problem.preactivation_kernel(C)
     nodes = [_nodes(sites, K[sites.block], rng) for sites in groups(problem)]
     return Point(C, np.zeros_like(C), tuple(nodes), symmetric=True)
+
+
+def first_point(
+    problem: Problem,
+    rng: np.random.Generator,
+    report: Callable[[int, float], None] | None = None,
+) -> Point:
+    """The prior; for a large linear network, where one can be had, a point close to the minimum that the prior leads to."""
+    point = prior_point(problem, rng)
+    large = problem.phi.linear and problem.mean_field and problem.size > _LARGE
+    reached = near_minimum(problem, report) if large else None
+    if reached is None:
+        return point
+    C, Ct = reached
+    even, read = (problem.over_sites(b) for b in (problem.even, read_blocks(problem)))
+    return point._replace(C=np.where(even, C, 0), Ct=np.where(even & read, Ct, 0))
 
 
 def extended_point(problem: Problem, C: Floats, Ct: Floats, h: Floats, *, symmetric: bool) -> Point:

@@ -6,6 +6,7 @@ from bayeskernel.errors import InputError
 from bayeskernel.meanfield import fluctuations, newton
 from bayeskernel.meanfield.newton import Newton, Status
 from bayeskernel.meanfield.starts import prior_point
+from bayeskernel.meanfield.whitened import near_minimum
 from bayeskernel.problem import problem
 from bayeskernel.sharing import labels_of
 from tests.inference import references
@@ -300,3 +301,29 @@ def test_random_directions_give_the_spread_of_large_kernels(monkeypatch, general
         assert np.linalg.norm(probed - sums) < 0.15 * np.linalg.norm(sums)
     with pytest.raises(fluctuations.FluctuationError, match="coordinates"):
         large.kernel_shift()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        bk.Network(64, "linear", noise=0.1),
+        bk.Network(64, "linear", noise=0.1, leak=0.6, layers=2),
+    ],
+    ids=["tied", "leaky layers"],
+)
+def test_descent_in_whitened_coordinates_ends_at_the_solution(network):
+    rng = np.random.default_rng(3)
+    targets = np.full((2, 3, 2), np.nan)
+    targets[1] = 2 * rng.normal(size=(3, 2))
+    targets[0, 1] = 1.0
+    task = bk.Task(rng.normal(size=(2, 3, 8)), targets)
+    theory, posed = bk.solve(network, task), problem(network, task)
+    C, Ct = near_minimum(posed)
+    np.testing.assert_allclose(posed.tensor(C), theory.kernel, atol=1e-6)
+    np.testing.assert_allclose(posed.tensor(Ct), theory.conjugate, atol=1e-6)
+
+
+def test_whitened_coordinates_want_an_innovation_of_every_site():
+    """Three patterns of two features have none to spare."""
+    task = bk.tasks.endpoint(np.random.default_rng(3).normal(size=(3, 2)), [1.0, 0.0, -1.0], 2)
+    assert near_minimum(problem(bk.Network(64, "linear", noise=0.1), task)) is None

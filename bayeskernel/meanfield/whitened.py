@@ -1,0 +1,139 @@
+r"""Where does the descent of a large linear network begin? Near a minimum of F, by coordinates that keep the prior simple.
+
+With K(C) = L L^T and C = (L A) (L A)^T, both triangular in the order of the nodes, the free energy of a linear network is
+
+    F = energy(C) + (||A||^2 - d) / 2 - ln det A        (docs/theory, section 4, with Ct = K^-1 - C^-1).
+
+Its second part, written in C a valley that bends as K follows C, is the same bowl around the prior A = 1 everywhere. What it
+leaves to the energy is smooth enough for a quasi-Newton method. C follows from A node by node, as K reads earlier nodes only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.linalg import solve_triangular
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve
+from scipy.optimize import minimize
+
+from bayeskernel.conditioning import NULL_SHARE
+from bayeskernel.likelihood import energy, force
+from bayeskernel.meanfield.prior import prior_recursion
+from bayeskernel.problem import Problem
+
+Floats = NDArray[np.float64]
+# For every block (n, k), k <= n, of K: the blocks of C that it reads, and how strongly.
+_Reads: TypeAlias = tuple[tuple[tuple[int, int, float], ...], ...]
+
+# Largest entry of the gradient at the end, most iterations, and of how many the curvature is made.
+_FLAT, _ITERATIONS, _MEMORY = 2e-8, 1000, 20
+
+
+def near_minimum(
+    problem: Problem, report: Callable[[int, float], None] | None = None
+) -> tuple[Floats, Floats] | None:
+    """C and Ct of a linear network close to the minimum of F that the prior leads to.
+
+    Returns
+    -------
+    Shape (d, d) each; None where K has null directions before data, or rounding errors end the descent.
+    """
+    d = problem.size
+    if not _regular(problem.preactivation_kernel(prior_recursion(problem))):
+        return None
+    rows, columns = np.tril_indices(d)
+    own, values = rows == columns, list[float]()
+
+    def unpacked(x: Floats) -> Floats:
+        A = np.zeros((d, d))
+        A[rows, columns] = np.where(own, np.exp(x), x)  # positive on the diagonal
+        return A
+
+    def value(x: Floats) -> tuple[float, Floats]:
+        A = unpacked(x)
+        C, pull = jax.vjp(kernel, A)
+        C = np.asarray(C)
+        slope = A - np.asarray(pull(force(C, problem) / 2)[0])
+        slope = slope[rows, columns]
+        slope[own] = slope[own] * A.diagonal() - 1
+        bowl = (np.sum(A**2) - d) / 2 - np.sum(x[own])
+        values.append(float(np.max(np.abs(slope))))
+        return energy(C, problem) + float(bowl), slope
+
+    def told(_: Floats) -> None:
+        if report is not None:
+            report(len(values), values[-1])
+
+    options = {"maxiter": _ITERATIONS, "maxcor": _MEMORY, "gtol": _FLAT, "ftol": 0.0}
+    with jax.enable_x64(True):
+        kernel = partial(_kernel, _reads(problem), jnp.asarray(problem.input_kernel))
+        x = minimize(
+            value, np.zeros(len(rows)), jac=True, method="L-BFGS-B", options=options, callback=told
+        ).x
+        C = np.asarray(kernel(unpacked(x)))
+    try:
+        return C, _inverse(problem.preactivation_kernel(C)) - _inverse(C)
+    except np.linalg.LinAlgError:
+        return None
+
+
+@partial(jax.jit, static_argnums=0)
+def _kernel(reads: tuple[_Reads, ...], K_in: jax.Array, A: jax.Array) -> jax.Array:
+    """C of A, (d, d) each, rows of one node after the other."""
+    P = len(A) // len(reads)
+    blocks = dict[tuple[int, int], jax.Array]()
+    L = LA = jnp.zeros((0, 0))
+    for n, row in enumerate(reads):
+        K = [K_in[n * P : (n + 1) * P, k * P : (k + 1) * P] for k in range(n + 1)]
+        for k, read in enumerate(row):
+            K[k] = K[k] + sum(scale * blocks[i, j] for i, j, scale in read)
+        before = solve_triangular(
+            L, jnp.concatenate([jnp.zeros((P, 0)), *K[:n]], axis=1).T, lower=True
+        ).T
+        last = jnp.linalg.cholesky(K[n] - before @ before.T)
+        L = _bordered(L, before, last)
+        new = L[n * P :] @ A[: len(L), : len(L)]
+        LA = _bordered(LA, new[:, : n * P], new[:, n * P :])
+        C = new @ LA.T
+        for k in range(n + 1):
+            blocks[n, k] = C[:, k * P : (k + 1) * P]
+            blocks[k, n] = blocks[n, k].T
+    return LA @ LA.T
+
+
+def _bordered(matrix: jax.Array, row: jax.Array, corner: jax.Array) -> jax.Array:
+    above = jnp.concatenate([matrix, jnp.zeros((len(matrix), len(corner)))], axis=1)
+    return jnp.concatenate([above, jnp.concatenate([row, corner], axis=1)])
+
+
+def _reads(problem: Problem) -> tuple[_Reads, ...]:
+    """The entries of `Problem.gain`, row by row."""
+    gain, m = problem.gain, problem.nodes
+
+    def of_block(n: int, k: int) -> tuple[tuple[int, int, float], ...]:
+        some = slice(gain.indptr[n * m + k], gain.indptr[n * m + k + 1])
+        return tuple(
+            (*divmod(int(c), m), float(g))
+            for c, g in zip(gain.indices[some], gain.data[some], strict=True)
+        )
+
+    return tuple(tuple(of_block(n, k) for k in range(n + 1)) for n in range(m))
+
+
+def _regular(K: Floats) -> bool:
+    """Whether every site has an innovation of its own."""
+    try:
+        own = np.diag(np.linalg.cholesky(K)) ** 2
+    except np.linalg.LinAlgError:
+        return False
+    return bool(np.all(own > NULL_SHARE["moments"] * np.diag(K)))
+
+
+def _inverse(C: Floats) -> Floats:
+    return np.asarray(cho_solve((np.linalg.cholesky(C), True), np.eye(len(C))))
