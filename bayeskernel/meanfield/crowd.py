@@ -43,10 +43,12 @@ _TRANSITIONS, _KICKS = 2, 6
 _RAISED, _APPROACH, _STRONGEST, _CLOSER = 24, 80, 0.3, 0.8
 # Largest gain, sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch,
 # whose scatter tells the error, and the relative error of the kernel aimed at and accepted.
-_GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 16, (48, 192), 8
+_GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 32, (48, 192), 8
 _ACCURACY, _ACCEPTED = 0.008, 0.015
 # How far a saddle is left along its unstable direction, and curvature above minus this is no saddle within the noise.
 _PUSH, _NOISY = 0.4, 0.05
+# Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
+_SHARE = 0.03
 # Descents off saddles.
 _DESCENTS = 3
 
@@ -193,7 +195,7 @@ class CrowdSearch(NamedTuple):
         smooth = tuple(own.blended(new, _GAIN) for own, new in pairs)
         laws = tuple(own.law for own in smooth)
         saddle = Saddle(self.problem, point, laws, averages)
-        x, _, _ = steihaug(saddle.product, saddle.reduced_slope, radius)
+        x, _, _ = steihaug(saddle.product, saddle.reduced_slope, radius, share=_SHARE)
         tilt = saddle.mismatch + saddle.followed(x)
         strength = saddle.strength(x)
         gain = min(_GAIN, _STRONGEST / max(strength, saddle.strength(tilt)))

@@ -178,14 +178,18 @@ def renewed(saddle: Saddle, rng: np.random.Generator) -> Point:
 
 
 def steihaug(
-    product: Callable[[Floats], Floats], slope: Floats, radius: float, enough: float = 0.0
+    product: Callable[[Floats], Floats],
+    slope: Floats,
+    radius: float,
+    enough: float = 0.0,
+    share: float = 0.1,
 ) -> tuple[Floats, float, float]:
-    """Minimise g.p + p.H.p / 2 within |p| <= radius by conjugate gradients, until the slope is below ``enough``.
+    """Minimise g.p + p.H.p / 2 within |p| <= radius by conjugate gradients, until the slope is below ``enough`` or a share.
 
     Returns p, the decrease it should bring, and |p|.
     """
     norm = float(np.linalg.norm(slope))
-    target = max(min(0.1, np.sqrt(norm)) * norm, enough)
+    target = max(min(share, np.sqrt(norm)) * norm, enough)
     most = min(len(slope) + 10, 300)
     p = Hp = np.zeros_like(slope)
     r, d = slope, -slope
