@@ -52,7 +52,7 @@ _NARROW = 0.25
 _SPREAD = 256
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
     """Sampled and analytic kernels of one network on one task, side by side.
 
@@ -96,6 +96,9 @@ class Comparison:
     frobenius_error: float
     cosine_alignment: float
     flipped: float
+
+    def __repr__(self) -> str:
+        return f"Comparison({self.theory.network}, {self.theory.task})\n{self.verdict}"
 
     @cached_property
     def table(self) -> pd.DataFrame:

@@ -293,3 +293,15 @@ def test_long_tables_stay_out_of_the_report(theory, tmp_path, monkeypatch):
     assert "comparison.table" in text
     assert "Every kernel entry" not in text
     assert "5 of 16 quantities" in text
+
+
+def test_results_are_printed_in_a_few_lines(table1_task):
+    network = bk.Network(32, "linear", noise=0.5)
+    theory = bk.solve(network, table1_task)
+    activities = np.random.default_rng(0).normal(size=(4, 3, 1, 32))
+    comparison = bk.compare(bk.measure(network, table1_task, activities), theory)
+    assert repr(table1_task) == "Task('endpoint', T = 3, P = 1, D = 1, O = 1, 1 supervised targets)"
+    assert theory.result in repr(theory)
+    assert comparison.verdict in repr(comparison)
+    for shown in (theory, comparison):
+        assert len(repr(shown).splitlines()) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -67,7 +67,7 @@ class Branch(NamedTuple):
     free_energy_error: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MeanField:
     """The mean-field posterior of a network on a task, N -> infinity with d = T P fixed.
 
@@ -114,7 +114,12 @@ class MeanField:
     free_energy_error: float
     result: Status
     branches: tuple[Branch, ...]
-    _solution: Solution = field(repr=False)
+    _solution: Solution
+
+    def __repr__(self) -> str:
+        found = f"{len(self.branches)} branch{'es' * (len(self.branches) > 1)}"
+        numbers = f"free energy {self.free_energy:.6g}, residual {self.residual:.1e}, {found}"
+        return f"MeanField({self.network}, {self.task})\n{self.result}; {numbers}"
 
     @property
     def converged(self) -> bool:

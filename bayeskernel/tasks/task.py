@@ -13,7 +13,7 @@ from bayeskernel.errors import LARGEST, InputError, positive, real_array
 Floats: TypeAlias = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Task:
     """Input sequences with targets at the supervised steps.
 
@@ -42,6 +42,12 @@ class Task:
     inputs: Floats
     targets: Floats
     name: str = "task"
+
+    def __repr__(self) -> str:
+        steps, patterns, features, outputs = self.shape
+        sizes = f"T = {steps}, P = {patterns}, D = {features}, O = {outputs}"
+        asked = f"{np.count_nonzero(self.supervised)} supervised targets"
+        return f"Task({self.name!r}, {sizes}, {asked})"
 
     def __post_init__(self) -> None:
         inputs = real_array("inputs", self.inputs, (3,), "(T, P, D)")

@@ -135,19 +135,23 @@ def test_intercept_and_slope(case):
 
 
 @pytest.mark.slow
-def test_sixty_four_sites():
-    """As many sites as fluctuations are known for, at one width."""
-    task = bk.tasks.digits(patterns_per_class=8).scaled(2)
-    network = bk.Network(2048, "erf", noise=0.3)
+@pytest.mark.parametrize(
+    ("patterns", "width", "draws"), [(8, 2048, 600), (32, 2048, 400)], ids=["d = 64", "d = 256"]
+)
+def test_many_sites(patterns, width, draws):
+    """As many sites as weighted particles can do at all, and a crowd of moving ones; at one width."""
+    task = bk.tasks.digits(patterns_per_class=patterns).scaled(2)
+    network = bk.Network(width, "erf", noise=0.3)
     theory = bk.solve(network, task)
     assert theory.converged
-    draws = bk.sample(
-        jax.random.key(1), network, task, num_warmup=300, num_samples=600, num_chains=2, progress=False
+    posterior = bk.sample(
+        jax.random.key(1), network, task, num_warmup=300, num_samples=draws, num_chains=2, progress=False
     )  # fmt: skip
-    cmp = bk.compare(draws, theory)
+    cmp = bk.compare(posterior, theory)
     z = cmp.table["z"].abs().max()
     print(
         f"{cmp.verdict} Largest z {z:.2f} of {cmp.threshold:.2f}, distance {cmp.frobenius_error:.4f}"
     )
     assert cmp.table["ess"].min() > 100
     assert cmp.agrees
+    assert cmp.frobenius_error < 0.01
