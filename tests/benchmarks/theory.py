@@ -46,6 +46,7 @@ CASES = {
         RANDOM.format(count=50, features=60),
         solve("linear", sharing="untied"),
     ),
+    "linear, d = 1020": (RANDOM.format(count=170, features=180), solve("linear")),
     "linear, digits, d = 1000": (DIGITS.format(count=125), solve("linear", 0.3)),
     "erf, digits, d = 64": (DIGITS.format(count=8), solve("erf", 0.3)),
     "erf, digits, d = 256": (DIGITS.format(count=32), solve("erf", 0.3)),
