@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +23,10 @@ from threadpoolctl import threadpool_limits
 
 from bayeskernel.errors import InputError
 from bayeskernel.inference import hmc
-from bayeskernel.inference.checkpoint import Checkpoint, Draws, restored
+from bayeskernel.inference.checkpoint import Checkpoint, Draws, joined, restored
 from bayeskernel.inference.spaces import Space
+
+T = TypeVar("T")
 
 # Draws per call into compiled code at most, and the time a call should take.
 _CHUNK = 50
@@ -169,9 +171,8 @@ def run(
     The first chain's last state comes with them.
     """
     double = bool(jnp.zeros(()).dtype == jnp.float64)
-    stop = threading.Event()
 
-    def one(chain: int) -> tuple[Draws, Any]:
+    def one(chain: int, stop: threading.Event) -> tuple[Draws, Any]:
         # Configuration contexts are per thread.
         with jax.enable_x64(double):
             draws, state = _run_chain(
@@ -189,23 +190,30 @@ def run(
 
     # Compile here: threads that meet an uncompiled function would each compile it.
     jax.block_until_ready(sampler.start(rng_keys[0], data))
-    # Chains use the cores; threads of their own inside LAPACK would only wait for each other.
-    workers = min(len(rng_keys), os.cpu_count() or 1)
+    draws, states = zip(*side_by_side(one, len(rng_keys), checkpoint), strict=True)
+    return {name: np.stack([own[name] for own in draws]) for name in draws[0]}, states[0]
+
+
+def side_by_side(
+    one: Callable[[int, threading.Event], T], count: int, checkpoint: Checkpoint | None
+) -> list[T]:
+    """Results of ``one`` for 0, 1, ..., in threads; it is to come to an end soon after its event is set."""
+    stop = threading.Event()
+    # The tasks use the cores; threads of their own inside LAPACK would only wait for each other.
+    workers = min(count, os.cpu_count() or 1)
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-        running = [pool.submit(one, chain) for chain in range(len(rng_keys))]
+        running = [pool.submit(one, k, stop) for k in range(count)]
         try:
-            chains = [chain.result() for chain in running]
+            return [task.result() for task in running]
         except BaseException as error:
-            # Chains stop at the end of a chunk, those that have not begun do not begin.
+            # Those under way stop at the end of a chunk, those that have not begun do not begin.
             stop.set()
             pool.shutdown(cancel_futures=True)
             if isinstance(error, KeyboardInterrupt) and checkpoint is not None:
                 raise Interrupted(
-                    f"stopped; draws so far are kept in {checkpoint.folder}, and the same call goes on"
+                    f"stopped; what there is so far is kept in {checkpoint.folder}, and the same call goes on"
                 ) from None
             raise
-    draws, states = zip(*chains, strict=True)
-    return {name: np.stack([own[name] for own in draws]) for name in draws[0]}, states[0]
 
 
 def _run_chain(
@@ -244,13 +252,6 @@ def _run_chain(
             report(Progress(chain, done, total, warming_up, step, divergences))
         due = time.monotonic() - written > _WRITE_SECONDS or done == total or stop.is_set()
         if checkpoint is not None and due:
-            files = checkpoint.save(chain, state, done, files, _joined(parts))
+            files = checkpoint.save(chain, state, done, files, joined(parts))
             parts, written = [], time.monotonic()
-    return _joined(parts), state
-
-
-def _joined(parts: list[Draws]) -> Draws:
-    """One array per name; nothing where there are no parts."""
-    return {
-        name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())
-    }
+    return joined(parts), state

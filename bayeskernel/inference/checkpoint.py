@@ -27,6 +27,7 @@ from bayeskernel.inference.storage import (
     load,
     read_arrays,
     read_record,
+    save,
     write_arrays,
     write_parts,
     write_record,
@@ -136,6 +137,21 @@ class Checkpoint:
             )
         except StorageError as error:
             raise StorageError(f"{error}; {_INTACT}") from error
+        return self._only_whole(chains)
+
+    def conclude(self, blocks: int, whole: xr.DataTree) -> xr.DataTree:
+        """Put the result of a run that fits in memory in the place of its parts, and open it."""
+        try:
+            save(whole, self._whole)
+        except StorageError as error:
+            raise StorageError(f"{error}; {_INTACT}") from error
+        return self._only_whole(blocks)
+
+    def rows(self, chain: int) -> Draws:
+        """All that was written of a chain, rows after each other."""
+        return joined([{k: v[0] for k, v in part.items()} for _, part in self._parts(chain)])
+
+    def _only_whole(self, chains: int) -> xr.DataTree:
         for chain in range(chains):
             shutil.rmtree(self._chain(chain))
         return load(self._whole)
@@ -176,6 +192,13 @@ def digest(task: Task) -> str:
     return hashlib.sha256(
         b"".join(repr(a.shape).encode() + a.tobytes() for a in arrays)
     ).hexdigest()
+
+
+def joined(parts: list[Draws]) -> Draws:
+    """One array per name; nothing where there are no parts."""
+    return {
+        name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())
+    }
 
 
 def restored(saved: Saved, like: Any) -> Any:

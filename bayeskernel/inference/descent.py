@@ -1,4 +1,13 @@
-"""One step of training, of all networks at once: the loss, its gradient, noise; compiled once per shape."""
+r"""One step of training, of a block of networks at once: the loss, its gradient, noise; compiled once per shape.
+
+Langevin steps follow Leimkuhler and Matthews (2013), who average the noise of neighbouring steps,
+
+    z_(i+1) = z_i - r grad(z_i) + sqrt(r / 2) (xi_i + xi_(i+1)),        as  x_i = z_i - k xi_i,  k = sqrt(r / 2),
+    z_i = x_i + k xi_i,   x_(i+1) = z_i + k xi_i - r grad(z_i):
+
+the stationary law is off by order r^2, and not at all where the loss is quadratic, at Euler's cost. A state holds x_i and
+not z_i, so that every xi is drawn once.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +35,38 @@ class Run(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where networks are, and what the optimizer remembers of each; leading axis networks."""
+    """Where networks are, and what the optimizer remembers of each; leading axis networks.
 
-    z: Position
+    With noise ``x`` lacks that of the coming step, which `position` adds; without it is z.
+    """
+
+    x: Position
     memory: Any
+
+
+@partial(jax.jit, static_argnames="run")
+def begin(z: Position, keys: jax.Array, data: weights.Data, rate: float, run: Run) -> State:
+    """Networks at z before their first step."""
+    x = jax.vmap(lambda z, key: _kicked(z, key, 0, data, -rate, run))(z, keys)
+    return State(x, jax.vmap(run.rule.init)(z))
+
+
+@partial(jax.jit, static_argnames="run")
+def position(
+    state: State, keys: jax.Array, step: int, data: weights.Data, rate: float, run: Run
+) -> Position:
+    """z of every network after so many steps."""
+    return jax.vmap(lambda x, key: _kicked(x, key, step, data, rate, run))(state.x, keys)
+
+
+def _kicked(
+    x: Position, key: jax.Array, step: int, data: weights.Data, rate: float, run: Run
+) -> Position:
+    """Half of a step's noise added, or with a negative rate taken away."""
+    if not run.noisy:
+        return x
+    noise = weights.draw_prior(jax.random.fold_in(key, step), run.net, data)
+    return _moved(x, jnp.sign(rate) * jnp.sqrt(jnp.abs(rate) / 2), noise)
 
 
 @partial(jax.jit, static_argnames="run")
@@ -61,13 +98,18 @@ def _step(
     if run.batch_size is not None:
         batch = jax.random.choice(key, patterns, (run.batch_size,), replace=False)
         data, share = patterns_of(data, batch), run.batch_size / patterns
-    gradient = jax.grad(loss)(state.z, data, decay, run.net, share)
-    move, memory = run.rule.update(gradient, state.memory, state.z)
-    z = jax.tree.map(lambda x, m: x + rate * m, state.z, move)
+    z = state.x
     if run.noisy:  # never with batches, so the key is used once
         noise = weights.draw_prior(key, run.net, data)
-        z = jax.tree.map(lambda x, xi: x + jnp.sqrt(2 * rate) * xi, z, noise)
-    return State(z, memory)
+        z = _moved(z, jnp.sqrt(rate / 2), noise)
+    gradient = jax.grad(loss)(z, data, decay, run.net, share)
+    move, memory = run.rule.update(gradient, state.memory, z)
+    x = _moved(z, rate, move)
+    return State(_moved(x, jnp.sqrt(rate / 2), noise) if run.noisy else x, memory)
+
+
+def _moved(z: Position, size: Any, direction: Position) -> Position:
+    return jax.tree.map(lambda x, m: x + size * m, z, direction)
 
 
 def loss(
@@ -98,26 +140,37 @@ def steepest_curvature(
     """Largest curvature of the loss on the way down from every start, (networks,)."""
     own = partial(loss, data=data, decay=decay, net=net)
 
-    def one(key: jax.Array, z: Position) -> jax.Array:
+    def one(given: tuple[jax.Array, Position]) -> jax.Array:
+        key, z = given
         return steepest(own, z, weights.draw_prior(key, net, data))
 
-    return jax.vmap(one)(keys, z)
+    # One after the other: batched products of wide matrices take longer.
+    return jax.lax.map(one, (keys, z))
 
 
 @partial(jax.jit, static_argnames="net")
 def observed(
     z: Position, data: weights.Data, decay: float, net: weights.Structure
 ) -> dict[str, jax.Array]:
-    """Kernel, output, loss and squared error of every network."""
+    """Kernel, norms of its blocks, output, loss and squared error of every network."""
 
     def one(z: Position) -> dict[str, jax.Array]:
         h = weights.preactivations(z, net, data)
         output = weights.outputs(z, h, net, data)
+        kernel = representational_kernel(net.phi(h))
         return {
-            "kernel": representational_kernel(net.phi(h)),
+            "kernel": kernel,
             "output": output,
+            "norm": jnp.sqrt(jnp.sum(kernel**2, (1, 3))),
             "loss": loss(z, data, decay, net),
             "squared_error": jnp.mean((output - data.targets) ** 2, where=data.supervised),
         }
 
     return jax.vmap(one)(z)
+
+
+@partial(jax.jit, static_argnames="net")
+def scaled(z: Position, data: weights.Data, net: weights.Structure) -> dict[str, jax.Array]:
+    """Weights as they act in the network, by the names they are stored under."""
+    own = jax.vmap(lambda z: weights.scale_sites(z, net, data))(z)
+    return {f"{kind}_weights": values for kind, values in own.items()}

@@ -57,15 +57,16 @@ def measure(
         raise InputError("outputs", f"those of {len(phi)} networks", f"of {len(read)}")
     flat = phi.reshape(len(phi), nodes * patterns, -1)
     kernel = (flat @ flat.transpose(0, 2, 1) / network.width).reshape(-1, *2 * (nodes, patterns))
-    return of_networks(kernel, read, network, task, {"space": "measured"})
+    values = {"kernel": kernel, "output": read}
+    return of_networks(values, network, task, {"space": "measured"})
 
 
 def of_networks(
-    kernel: NDArray[Any], output: NDArray[Any], network: Network, task: Task, made: dict[str, Any]
+    values: dict[str, NDArray[Any]], network: Network, task: Task, made: dict[str, Any]
 ) -> xr.DataTree:
-    """Kernels (networks, m, P, m, P) and outputs (networks, T, P, O) as a DataTree of chains of one draw."""
-    values = {"kernel": kernel[:, None], "output": output[:, None]}
-    return record.to_datatree(values, "posterior", network, task, made)
+    """Kernels (networks, m, P, m, P), outputs (networks, T, P, O) and so on as a DataTree of chains of one draw."""
+    draws = {name: each[:, None] for name, each in values.items()}
+    return record.to_datatree(draws, "posterior", network, task, made)
 
 
 def _ensemble(argument: str, values: ArrayLike, shape: tuple[int, ...]) -> Floats:

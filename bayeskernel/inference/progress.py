@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -48,13 +49,29 @@ def chain_bars(title: str, chains: int, total: int, show: bool) -> Iterator[Repo
 
 
 @contextmanager
-def training_bar(title: str, steps: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """Show how many steps of training are done."""
+def training_bar(
+    title: str, networks: int, steps: int, show: bool
+) -> Iterator[Callable[[int, int, np.ndarray], None]]:
+    """Show the steps done, the mean loss of the networks that are finite, and how many are not."""
     console = Console(stderr=True)
     if not (show and console.is_terminal):
-        yield lambda done: None
+        yield lambda block, done, loss: None
         return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    said = TextColumn("loss {task.fields[loss]:.4g}{task.fields[diverged]}")
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), said, TimeRemainingColumn())
+    latest = dict[int, tuple[int, np.ndarray]]()
     with Bars(*columns, console=console, transient=True) as bars:
-        task = bars.add_task(title, total=steps)
-        yield lambda done: bars.update(task, completed=done)
+        task = bars.add_task(title, total=steps, loss=np.nan, diverged="")
+
+        def report(block: int, done: int, loss: np.ndarray) -> None:
+            latest[block] = done, loss
+            losses = np.concatenate([own for _, own in latest.copy().values()])
+            finite = np.isfinite(losses)
+            bars.update(
+                task,
+                completed=sum(n * len(own) for n, own in latest.copy().values()) // networks,
+                loss=losses[finite].mean() if finite.any() else np.nan,
+                diverged=f", {np.sum(~finite)} diverged" if not finite.all() else "",
+            )
+
+        yield report

@@ -25,6 +25,7 @@ _SITES = ("node", "pattern", "other_node", "other_pattern")
 _DIMS: dict[str, tuple[str, ...]] = {
     "kernel": _SITES,
     "preactivation_kernel": _SITES,
+    "norm": ("node", "other_node"),
     "output": ("step", "pattern", "output_unit"),
     "preactivation": ("node", "pattern", "unit"),
     "recurrent_weights": ("recurrent_label", "unit", "source_unit"),

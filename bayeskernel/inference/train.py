@@ -4,15 +4,17 @@ Weights are z ~ N(0, 1) times their prior scales (`weights`), starts are prior d
 
     loss(z) = sum over targets (f - y)^2 / (2 s^2) + weight_decay |z|^2 / 2,      s^2 = noise / N, noise in standard scaling,
 
-up to a constant minus the log posterior at weight decay 1. Langevin training adds noise, z <- z - r grad + sqrt(2 r) xi: for
-small steps r its stationary law is the posterior; in directions of curvature c variances are too large by 1 / (1 - r c / 2).
-Networks differ in their start, their noise and their batches.
+up to a constant minus the log posterior at weight decay 1. Langevin training adds noise (`descent`): for small steps r its
+stationary law is the posterior. Networks differ in their start, their noise and their batches.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -23,15 +25,9 @@ import xarray as xr
 
 from bayeskernel.errors import InputError, integers, positive, positive_integer
 from bayeskernel.inference import record, weights
-from bayeskernel.inference.descent import (
-    Position,
-    Run,
-    State,
-    advance,
-    observed,
-    starts,
-    steepest_curvature,
-)
+from bayeskernel.inference.checkpoint import Checkpoint, Draws, identity
+from bayeskernel.inference.descent import Position, Run, starts, steepest_curvature
+from bayeskernel.inference.ensemble import Course, block_size, train_ensemble
 from bayeskernel.inference.measure import of_networks
 from bayeskernel.inference.progress import training_bar
 from bayeskernel.keys import check_key
@@ -48,12 +44,13 @@ _RULES = {
     "sgd": _DOWN,
     "adam": optax.chain(optax.scale_by_adam(), _DOWN),
 }
-# Default learning rates times the largest curvature that a descent meets; descent is stable up to 2. At 0.1 Langevin's
-# variances are 5 % too large in the stiffest direction, and less elsewhere.
-_SHARE = {"langevin": 0.1, "gd": 0.5, "sgd": 0.5}
+# Default learning rates times the largest curvature that a descent meets; all are stable up to 2.
+_SHARE = {"langevin": 0.5, "gd": 0.5, "sgd": 0.5}
 _ADAM = 0.01
-# Time that a call into compiled code should take, and most steps of one.
-_SECONDS, _MOST = 0.5, 100_000
+# Starts whose descents are probed; curvatures of wide networks hardly differ.
+_PROBED = 4
+# Steps of the trace, from which it is judged whether training has come to its end.
+_SEEN = 100
 
 
 def train(
@@ -65,9 +62,11 @@ def train(
     learning_rate: float | None = None,
     weight_decay: float = 1.0,
     batch_size: int | None = None,
-    num_steps: int = 5000,
+    num_steps: int = 10_000,
     num_networks: int = 8,
     at: Sequence[int] = (0,),
+    keep: Sequence[str] = (),
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> xr.DataTree:
     """Train an ensemble of networks from prior draws.
@@ -82,9 +81,9 @@ def train(
         "langevin" (full batch, unadjusted: its stationary law is the posterior up to the step size), "gd", "sgd" (batches of
         patterns), "adam", or an optax transformation.
     learning_rate
-        Step in the module's coordinates. By default, "adam": 0.01. Others: a share of the inverse of the largest
-        curvature that a descent of 200 steps from the networks' starts meets, 0.1 ("langevin") or 0.5 ("gd"; "sgd": times the
-        share of patterns in a batch); the value is recorded. An optax transformation has its own.
+        Step in the module's coordinates. By default, "adam": 0.01. Others: half the inverse of the largest curvature that
+        descents of 200 steps from up to four of the networks' starts meet ("sgd": times the share of patterns in a batch); the
+        value is recorded. An optax transformation has its own.
     weight_decay
         In units of the prior's: 1 is the posterior's, 0 none. Part of the loss, for "adam" too.
     batch_size
@@ -93,15 +92,23 @@ def train(
     num_steps, num_networks
         Steps of training, and networks, trained side by side.
     at
-        Steps to keep in the group training, beside the last one; 0 is the start.
+        Steps whose kernels to keep in the group training, beside the last one; 0 is the start.
+    keep
+        ("weights",) stores those at the end, by the names and in the scales that `bayeskernel.weights` gives them.
+    checkpoint
+        Folder in which training is kept as it goes. The same call goes on from there after an interruption of any kind, to
+        networks identical to the bit to those of an undisturbed call on the same machine and versions; a folder of
+        another call is refused. What is kept while training is the size of the weights, thrice that for "adam".
     progress
-        Show a bar when standard error is a terminal.
+        Show a bar with the mean loss when standard error is a terminal.
 
     Returns
     -------
     DataTree as `bayeskernel.measure` returns, of the networks at the last step. A group training holds kernel, output, loss and
     squared_error (mean over targets) with dimensions (network, training_step, ...), signs not aligned, and ``diverged``
-    of every network. Networks with numbers that are not finite have diverged: they are in training alone.
+    of every network. A group trace holds loss, squared_error and the norms of the kernel's blocks at some hundred steps, from
+    which `bayeskernel.diagnose` judges whether training has come to its end. Networks with numbers that are not finite have
+    diverged: they are in these two groups alone.
 
     Raises
     ------
@@ -111,9 +118,8 @@ def train(
     Notes
     -----
     At the default rate descent lowers the loss at every step, but for relu: its minima lie on kinks, about which steps go to
-    and fro.
-
-    Training is not kept on disk as it goes: after an interruption it starts again.
+    and fro. Langevin's law is off by order (learning rate times curvature)^2 (docs/training has measured sizes); the setting
+    ``step_size_error`` is that square with the curvature on the way down, an upper end of it.
     """
     started = time.time()
     rng_key = check_key(rng_key)
@@ -124,26 +130,47 @@ def train(
         positive_integer(argument, count)
     decay = 0.0 if weight_decay == 0 else positive("weight_decay", weight_decay)
     kept = _checked_steps(at, num_steps)
+    if not isinstance(keep, (tuple, list)) or any(name != "weights" for name in keep):
+        raise InputError("keep", "() or ('weights',)", repr(keep))
     net, data = weights.structure(network, task.shape[0]), weights.arrays(network, task)
     rule = _RULES[optimizer] if isinstance(optimizer, str) else optimizer
     run = Run(net, rule, name == "langevin", batch_size)
     key_start, key_steps, key_probe = jax.random.split(rng_key, 3)
     z = starts(jax.random.split(key_start, num_networks), data, net)
-    if learning_rate is None and name in _SHARE:
-        curvature = steepest_curvature(
-            jax.random.split(key_probe, num_networks), z, data, decay, net
-        )
-        share = 1.0 if batch_size is None else batch_size / task.shape[1]
-        learning_rate = _SHARE[name] * share / float(jnp.max(curvature))
-        if not np.isfinite(learning_rate):
+    disk = None
+    if checkpoint is not None:
+        asked = {
+            "optimizer": name if isinstance(optimizer, str) else _described(optimizer, z),
+            "learning_rate": learning_rate,
+            "weight_decay": decay,
+            "batch_size": batch_size,
+            "num_steps": int(num_steps),
+            "num_networks": int(num_networks),
+            "at": kept,
+            "keep": sorted({*keep}),
+            "double": data.inputs.dtype == jnp.float64,
+        }
+        disk = Checkpoint(checkpoint, identity(network, task, record.seed_data(rng_key), asked))
+        if (finished := disk.finished()) is not None:
+            return finished
+    curvature = None
+    if name == "langevin" or (learning_rate is None and name in _SHARE):
+        probed = slice(_PROBED)
+        keys = jax.random.split(key_probe, num_networks)[probed]
+        first = jax.tree.map(lambda x: x[probed], z)
+        curvature = float(jnp.max(steepest_curvature(keys, first, data, decay, net)))
+        if not np.isfinite(curvature):
             raise InputError("learning_rate", "a number, as curvatures are not finite", None)
     if learning_rate is None and name == "adam":
         learning_rate = _ADAM
+    if learning_rate is None and curvature is not None:
+        share = 1.0 if batch_size is None else batch_size / task.shape[1]
+        learning_rate = _SHARE[name] * share / curvature
     rate = 1.0 if learning_rate is None else learning_rate
-    with training_bar(f"training, {name}", num_steps, progress) as report:
-        rows = _trained(
-            run, z, jax.random.split(key_steps, num_networks), data, rate, decay, kept, report
-        )
+    seen = {int(step) for step in np.linspace(0, num_steps, _SEEN + 1).round()} | {*kept}
+    course = Course(run, data, rate, decay, tuple(sorted(seen)), frozenset(kept), bool(keep))
+    with training_bar(f"training, {name}", num_networks, num_steps, progress) as report:
+        rows = train_ensemble(course, z, jax.random.split(key_steps, num_networks), report, disk)
     made = {
         "space": "trained",
         "optimizer": name,
@@ -152,64 +179,60 @@ def train(
         "batch_size": batch_size,
         "num_steps": int(num_steps),
         "num_networks": int(num_networks),
+        "at": kept,
+        "keep": sorted({*keep}),
         "rng_key": record.seed_data(rng_key),
         "backend": jax.default_backend(),
         "dtype": str(rows["kernel"].dtype),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
         "seconds": round(time.time() - started, 1),
     }
-    return arranged(rows, kept, network, task, made)
+    if name == "langevin" and curvature is not None:
+        made |= {"curvature": curvature, "step_size_error": (rate * curvature) ** 2}
+    tree = arranged(rows, list(course.seen), network, task, made)
+    return tree if disk is None else disk.conclude(num_networks // block_size(network.width, num_networks), tree)
 
 
 def arranged(
-    rows: dict[str, np.ndarray], at: list[int], network: Network, task: Task, made: dict[str, Any]
+    rows: Draws, seen: list[int], network: Network, task: Task, made: dict[str, Any]
 ) -> xr.DataTree:
     """Networks at their last step as draws, without those that diverged, and all of them along training.
 
-    ``rows`` are kernel, output, loss and squared_error of shape (networks, len(at), ...).
+    ``rows`` are kernel and output (networks, len(at), ...), loss, squared_error and norm (networks, len(seen), ...), and
+    weights (networks, ...), at the steps that ``made`` and ``seen`` name.
     """
     finite = np.all([np.isfinite(v).all(axis=tuple(range(1, v.ndim))) for v in rows.values()], 0)
     if not finite.any():
         raise InputError(
             "learning_rate", "one at which a network stays finite", made["learning_rate"]
         )
-    kernel, output = (rows[name][finite, -1] for name in ("kernel", "output"))
     made = made | {"left_out": np.flatnonzero(~finite).tolist()}
-    tree = of_networks(kernel, output, network, task, made)
-    shaped = {name: rows[name] for name in ("kernel", "output")}
-    axes = record.node_axes(network.graph_of(task.shape[0]))
-    path = record.dataset(shaped, axes).rename(chain="network", draw="training_step")
+    ends = {name: rows[name][finite, -1] for name in ("kernel", "output")}
+    ends |= {name: values[finite] for name, values in rows.items() if name.endswith("_weights")}
+    tree = of_networks(ends, network, task, made)
+    axes, at = record.node_axes(network.graph_of(task.shape[0])), made["at"]
+    path = _along({name: rows[name] for name in ("kernel", "output")}, at, axes)
+    trace = _along({"norm": rows["norm"]}, seen, axes)
     for name in ("loss", "squared_error"):
-        path[name] = (("network", "training_step"), rows[name])
+        trace[name] = (("network", "training_step"), rows[name])
+        path[name] = trace[name].sel(training_step=at)
     path["diverged"] = ("network", ~finite)
-    tree["training"] = xr.DataTree(path.assign_coords(training_step=at))
+    tree["training"], tree["trace"] = xr.DataTree(path), xr.DataTree(trace)
     return tree
 
 
-def _trained(
-    run: Run,
-    z: Position,
-    keys: jax.Array,
-    data: weights.Data,
-    rate: float,
-    decay: float,
-    at: list[int],
-    report: Callable[[int], None],
-) -> dict[str, np.ndarray]:
-    """What is kept at some steps, (networks, len(at), ...); the last of them is the end."""
-    state, done, chunk = State(z, jax.vmap(run.rule.init)(z)), 0, 1
-    rows = list[dict[str, np.ndarray]]()
-    for stop in at:
-        while done < stop:
-            n, began = min(chunk, stop - done), time.perf_counter()
-            state = jax.block_until_ready(
-                advance(state, keys, data, rate, decay, done, done + n, run)
-            )
-            chunk = int(np.clip(n * _SECONDS / (time.perf_counter() - began), 1, _MOST))
-            done += n
-            report(done)
-        rows.append(jax.tree.map(np.asarray, observed(state.z, data, decay, run.net)))
-    return {name: np.stack([row[name] for row in rows], 1) for name in rows[0]}
+def _along(values: Draws, steps: list[int], axes: dict[str, list[Any]]) -> xr.Dataset:
+    data = record.dataset(values, axes).rename(chain="network", draw="training_step")
+    return data.assign_coords(training_step=steps)
+
+
+def _described(rule: optax.GradientTransformation, z: Position) -> str:
+    """What an optax transformation computes, for telling one from another."""
+    one = jax.tree.map(lambda x: x[0], z)
+    made = jax.make_jaxpr(lambda z: rule.update(z, rule.init(z), z))(one)
+    code = re.sub(r"0x[0-9a-f]+", "", str(made.jaxpr)).encode()
+    constants = [np.asarray(c).tobytes() for c in made.consts]
+    return "optax " + hashlib.sha256(b"".join([code, *constants])).hexdigest()[:16]
 
 
 def _check_options(

@@ -213,7 +213,7 @@ def test_kills_at_random_moments(kills, tmp_path):
     interrupted.send_signal(signal.SIGINT)
     _, said = interrupted.communicate(timeout=60)
     assert interrupted.returncode != 0
-    assert f"draws so far are kept in {folder}, and the same call goes on" in said
+    assert f"what there is so far is kept in {folder}, and the same call goes on" in said
     for _ in range(kills):
         parts = len(list(folder.rglob("draws-*")))
         killed = started(folder, "a.npy")
