@@ -9,12 +9,12 @@ predicts (docs/theory, "Fluctuations"; estimated from the draws where theory has
 `FluctuationError`), and t the theory's own Monte-Carlo error. No tolerance enters.
 
 Networks that were trained one by one (`bayeskernel.train`, `bayeskernel.measure`) are independent: e is their spread over the
-root of their number n, and limits on z are those of Student's t with n - 1 degrees of freedom.
+root of their number n, and limits on z are those of Student's t with n - 1 degrees of freedom. In the place of theory there may
+be other draws of the same network, with their error for t and no s.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,41 +25,43 @@ from numpy.typing import NDArray
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
-from bayeskernel.errors import InputError, instance
+from bayeskernel.errors import InputError
 from bayeskernel.gauge import aligned, sign_symmetry
 from bayeskernel.inference.convergence import kernel_moments, mean_and_error
-from bayeskernel.inference.diagnose import ENOUGH_NETWORKS, Diagnosis, diagnose
-from bayeskernel.inference.record import (
-    check_same_run,
-    kernel_and_output,
-    settings,
-    trained_networks,
-)
+from bayeskernel.inference.diagnose import Diagnosis, diagnose
+from bayeskernel.inference.record import check_same_run, kernel_and_output, trained_networks
+from bayeskernel.inference.settled import unsettled
 from bayeskernel.kernels import coherence
-from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.solve import MeanField
 from bayeskernel.plots import plot_comparison
+from bayeskernel.references import (
+    Drawn,
+    check_networks,
+    descends,
+    drawn,
+    finite_width,
+    source,
+    unfit,
+)
 
 Floats = NDArray[np.float64]
 
-# Error bars of a mean need about this many effective draws to be worth their name.
-ENOUGH_DRAWS = 100
 # Chance that a true agreement is called a disagreement, over all entries together.
 FALSE_ALARM = 1e-4
 # Above this ratio of kernel size to width, corrections beyond the leading one matter.
 _NARROW = 0.25
-# Sites up to which theory is asked for standard deviations: seconds there, more than a minute at a thousand.
-_SPREAD = 256
+# Blocks that a verdict names.
+_NAMED = 3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Comparison:
-    """Sampled and analytic kernels of one network on one task, side by side.
+    """Kernels of one network on one task from two sources, side by side: draws, and theory or other draws.
 
     Attributes
     ----------
     draws, theory
-        What was compared.
+        What was compared. Other draws in the place of theory are a `Drawn`, with their mean kernel and its error.
     kernel
         Sampled mean kernel after sign alignment, shape (T, P, T, P).
     mcse
@@ -67,7 +69,7 @@ class Comparison:
     ess
         Effective draws for it, same shape.
     finite_width
-        Size of the 1/N shift of each entry, same shape.
+        Size of the 1/N shift of each entry, same shape; zero between draws.
     theory_std
         Posterior standard deviation at this width from theory, same shape; NaN where theory has none and, for
         the time it takes, beyond 256 sites: see `MeanField.kernel_std`.
@@ -84,7 +86,7 @@ class Comparison:
     """
 
     draws: xr.DataTree
-    theory: MeanField
+    theory: MeanField | Drawn
     kernel: Floats
     mcse: Floats
     ess: Floats
@@ -104,6 +106,8 @@ class Comparison:
     def table(self) -> pd.DataFrame:
         """One row per distinct kernel entry, with the columns sampled, mcse, ess, theory, theory_std, finite_width, z.
 
+        Between draws the columns are sampled, mcse, ess, other, other_mcse, z.
+
         The index is (step, pattern, other_step, other_pattern), of other graphs than chains (node, pattern, ...).
         """
         nodes, patterns = self.kernel.shape[:2]
@@ -112,15 +116,13 @@ class Comparison:
             [first // patterns + 1, first % patterns, second // patterns + 1, second % patterns],
             names=[self.noun, "pattern", f"other_{self.noun}", "other_pattern"],
         )
-        columns = {
-            "sampled": self.kernel,
-            "mcse": self.mcse,
-            "ess": self.ess,
-            "theory": self.theory.kernel,
-            "theory_std": self.theory_std,
-            "finite_width": self.finite_width,
-            "z": self.z,
-        }
+        columns = {"sampled": self.kernel, "mcse": self.mcse, "ess": self.ess}
+        if isinstance(self.theory, Drawn):
+            columns |= {"other": self.theory.kernel, "other_mcse": self.theory.monte_carlo_error}
+        else:
+            columns |= {"theory": self.theory.kernel, "theory_std": self.theory_std}
+            columns["finite_width"] = self.finite_width
+        columns["z"] = self.z
         square = (nodes * patterns, nodes * patterns)
         entries = {name: v.reshape(square)[first, second] for name, v in columns.items()}
         return pd.DataFrame(entries, index=index)
@@ -138,7 +140,7 @@ class Comparison:
 
         columns = {
             "sampled": norm(self.kernel),
-            "theory": norm(self.theory.kernel),
+            "other" if isinstance(self.theory, Drawn) else "theory": norm(self.theory.kernel),
             "difference": norm(self.kernel - self.theory.kernel),
             "largest_z": np.abs(self.z).max(across),
             "rms_z": np.sqrt(np.mean(self.z**2, across)),
@@ -183,35 +185,70 @@ class Comparison:
     @property
     def threshold(self) -> float:
         """Largest absolute z expected of agreeing results, at `FALSE_ALARM` over all entries."""
-        law = student(self.networks - 1) if self.networks else normal
+        counts = [trained_networks(draws) for draws in self._sources]
+        fewest = min((count for count in counts if count), default=0)
+        law = student(fewest - 1) if fewest else normal
         return float(law.isf(FALSE_ALARM / 2 / self.entries))
 
     @property
     def agrees(self) -> bool:
-        """Whether every entry agrees, with converged theory and enough effective draws."""
-        return (
-            self.theory.converged
-            and (self.networks > 0 or self.smallest_ess >= ENOUGH_DRAWS)
-            and self.largest_z <= self.threshold
-        )
+        """Whether every entry agrees, with what is compared converged and enough effective draws."""
+        return not self._inconclusive and self.largest_z <= self.threshold
 
     @property
     def verdict(self) -> str:
-        """The outcome in one sentence."""
-        worst, ess = self.largest_z, self.smallest_ess
-        if not self.theory.converged:
-            return f"Inconclusive: the theory did not converge ({self.theory.result})."
-        if not (self.networks or ess >= ENOUGH_DRAWS):
-            return (
-                f"Inconclusive: {ess:.0f} effective draws for the slowest kernel entry, "
-                f"{ENOUGH_DRAWS} are needed for error bars; draw more samples."
-            )
-        word = "agree" if self.agrees else "DISAGREE"
+        """The outcome in one sentence, with the blocks of the kernel that differ.
+
+        Minima of the loss are not what theory and samples describe: networks that descent brought there *deviate*.
+        """
+        if self._inconclusive:
+            return f"Inconclusive: {self._inconclusive}."
+        first, second = source(self.draws), "theory"
+        if isinstance(self.theory, Drawn):
+            second = source(self.theory.draws)
+            if descends(self.theory.draws) and not descends(self.draws):
+                first, second = second, first
+        said = f"{first} and {second} agree"
+        if not self.agrees:
+            deviate = any(map(descends, self._sources))
+            said = f"{first} deviate from {second}" if deviate else f"{first} and {second} DISAGREE"
+            said += f" in {self._differing()}"
+        moving = [why for draws in self._sources if descends(draws) for why in unsettled(draws)]
+        rest = f"; {moving[0]}" if moving else ""
         return (
-            f"{self._source()} and theory {word}: largest |z| = {worst:.1f} over {self.entries} kernel "
+            f"{said[0].upper()}{said[1:]}: largest |z| = {self.largest_z:.1f} over {self.entries} kernel "
             f"entries (limit {self.threshold:.1f}), Frobenius error "
-            f"{100 * self.frobenius_error:.1f} %{self._caveat()}."
+            f"{100 * self.frobenius_error:.1f} %{self._caveat()}{rest}."
         )
+
+    def _differing(self) -> str:
+        """Blocks with an entry beyond the limit, those that differ most first, with their norms from both sides."""
+        table = self.blocks[self.blocks["largest_z"] > self.threshold]
+        table = table.sort_values("difference", ascending=False)
+        other = table.columns[1]
+        named = ", ".join(
+            f"({t}, {s}) (norm {row['sampled']:.3g}, {other} {row[other]:.3g})"
+            for (t, s), row in table[:_NAMED].iterrows()
+        )
+        more = f" and {len(table) - _NAMED} more" if len(table) > _NAMED else ""
+        return f"the block{'s' * (len(table) > 1)} of {self.noun}s {named}{more}"
+
+    @cached_property
+    def _inconclusive(self) -> str:
+        """Why nothing can be said; empty where something can."""
+        if isinstance(self.theory, Drawn):
+            found = (
+                unfit(self.draws, self.smallest_ess),
+                unfit(self.theory.draws, self.theory.smallest_ess),
+            )
+            return next(filter(None, found), "")
+        if not self.theory.converged:
+            return f"the theory did not converge ({self.theory.result})"
+        return unfit(self.draws, self.smallest_ess)
+
+    @property
+    def _sources(self) -> list[xr.DataTree]:
+        return [self.draws, *([self.theory.draws] if isinstance(self.theory, Drawn) else [])]
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
@@ -222,15 +259,9 @@ class Comparison:
         """Draw `bayeskernel.plots.plot_comparison`; returns its axes."""
         return plot_comparison(self)
 
-    def _source(self) -> str:
-        if not self.networks:
-            return "Samples"
-        made = settings(self.draws)
-        left_out = len(made.get("left_out", ()))
-        rest = f" ({left_out} more diverged, left out)" if left_out else ""
-        return f"{self.networks} {made['space']} networks{rest}"
-
     def _caveat(self) -> str:
+        if isinstance(self.theory, Drawn):
+            return ""
         ratio = self.kernel.shape[0] * self.kernel.shape[1] / self.theory.network.width
         share = np.linalg.norm(self.finite_width) / np.linalg.norm(self.theory.kernel)
         if ratio > _NARROW:
@@ -241,38 +272,43 @@ class Comparison:
         return f"; finite-width shift {100 * share:.2g} %"
 
 
-def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
-    """Compare posterior draws with the mean-field solution of the same network and task.
+def compare(draws: xr.DataTree, theory: MeanField | xr.DataTree) -> Comparison:
+    """Compare draws with the mean-field solution of the same network and task, or with other draws.
 
     Parameters
     ----------
     draws
         From `bayeskernel.sample`, or networks from `bayeskernel.train` or `bayeskernel.measure`.
     theory
-        From `bayeskernel.solve`.
+        From `bayeskernel.solve`; or draws or networks, as above, of the same network.
 
     Raises
     ------
     InputError
         If the draws belong to another network or task, or hold no posterior, and for fewer than three trained networks.
     """
-    network, task = instance("theory", theory, MeanField).network, theory.task
+    if not isinstance(theory, (MeanField, xr.DataTree)):
+        expected = "a MeanField from bayeskernel.solve or draws"
+        raise InputError("theory", expected, f"{type(theory).__name__}: {theory!r:.80}")
+    reference = theory if isinstance(theory, MeanField) else drawn(theory)
+    network, task = reference.network, reference.task
     check_same_run(draws, network, task)
-    if 0 < trained_networks(draws) < ENOUGH_NETWORKS:
-        expected = f"at least {ENOUGH_NETWORKS} networks, whose spread gives the error"
-        raise InputError("draws", expected, trained_networks(draws))
+    check_networks("draws", draws)
+    if isinstance(reference, Drawn):
+        check_networks("theory", reference.draws)
     symmetry = sign_symmetry(network, task)
-    kernels, outputs, flipped = aligned(*kernel_and_output(draws), theory.kernel, symmetry)
+    kernels, outputs, flipped = aligned(*kernel_and_output(draws), reference.kernel, symmetry)
     mean, spread, mcse, ess = kernel_moments(kernels)
     output, output_mcse, _ = mean_and_error(outputs)
-    std, shift = _finite_width(theory, spread)
-    error = np.sqrt(mcse**2 + shift**2 + theory.monte_carlo_error**2)
-    difference = mean - theory.kernel
+    std, shift = finite_width(reference, spread)
+    error = np.sqrt(mcse**2 + shift**2 + reference.monte_carlo_error**2)
+    difference = mean - reference.kernel
     # Entries without any error (silent units) agree exactly or not at all.
     z = np.divide(difference, error, out=np.where(difference == 0, 0.0, np.inf), where=error > 0)
+    size = np.linalg.norm(reference.kernel)
     return Comparison(
         draws=draws,
-        theory=theory,
+        theory=reference,
         kernel=mean,
         mcse=mcse,
         ess=ess,
@@ -281,28 +317,7 @@ def compare(draws: xr.DataTree, theory: MeanField) -> Comparison:
         z=z,
         output=output,
         output_mcse=output_mcse,
-        frobenius_error=float(np.linalg.norm(difference) / np.linalg.norm(theory.kernel)),
-        cosine_alignment=float(
-            np.sum(mean * theory.kernel) / np.linalg.norm(mean) / np.linalg.norm(theory.kernel)
-        ),
+        frobenius_error=float(np.linalg.norm(difference) / size),
+        cosine_alignment=float(np.sum(mean * reference.kernel) / np.linalg.norm(mean) / size),
         flipped=flipped,
     )
-
-
-def _finite_width(theory: MeanField, spread: Floats) -> tuple[Floats, Floats]:
-    """Standard deviation of each entry and size of its 1/N shift, from theory where it has them.
-
-    Where it does not (large kernels, saddles), the draws' spread gives the order of magnitude:
-    variance over the size of the entry's diagonal, which is of order 1/N as the shift is.
-    """
-    variance = spread**2
-    std = np.full_like(variance, np.nan)
-    if variance.shape[0] * variance.shape[1] <= _SPREAD:
-        with suppress(FluctuationError):
-            std = theory.kernel_std()
-    try:
-        return std, np.abs(theory.kernel_shift())
-    except FluctuationError:
-        size = np.sqrt(np.einsum("tata->ta", theory.kernel))
-        scale = np.einsum("ta,sb->tasb", size, size)
-        return std, np.divide(variance, scale, out=np.zeros_like(variance), where=scale > 0)

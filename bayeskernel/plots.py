@@ -6,7 +6,7 @@ Colours: theory is a line, samples are points with error bars of two standard er
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +18,7 @@ from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from bayeskernel.errors import InputError
+from bayeskernel.errors import InputError, instance
 from bayeskernel.inference.diagnose import gauge_fixed
 from bayeskernel.inference.record import problem
 from bayeskernel.kernels import coherence
@@ -38,6 +38,26 @@ _MOST_PATTERNS = 8
 _SLOT = 0.5
 
 
+class Reference(Protocol):
+    """What is drawn of theory, or of the draws in its place."""
+
+    @property
+    def kernel(self) -> Floats:
+        """Kernel, (T, P, T, P)."""
+
+    @property
+    def output(self) -> Floats:
+        """Outputs, (T, P, O)."""
+
+    @property
+    def network(self) -> Network:
+        """Whose they are."""
+
+    @property
+    def task(self) -> Task:
+        """On what."""
+
+
 class Compared(Protocol):
     """What is drawn of a `bayeskernel.Comparison`."""
 
@@ -46,7 +66,7 @@ class Compared(Protocol):
         """What was sampled."""
 
     @property
-    def theory(self) -> MeanField:
+    def theory(self) -> Reference:
         """What it is compared with."""
 
     @property
@@ -83,7 +103,7 @@ T = TypeVar("T")
 
 
 def plot_kernel(
-    kernel: ArrayLike | xr.DataTree | Result,
+    kernel: ArrayLike | xr.DataTree | Result | Reference,
     ax: Axes | None = None,
     *,
     limit: float | None = None,
@@ -130,10 +150,10 @@ def plot_kernel(
 
 def _noun(of_kernel: object) -> str:
     """What a node of the network behind a kernel is called; "step" for arrays."""
-    theory = getattr(of_kernel, "theory", of_kernel)
+    theory: Any = getattr(of_kernel, "theory", of_kernel)
     if isinstance(of_kernel, xr.DataTree):
         network, task = problem(of_kernel)
-    elif isinstance(theory, MeanField):
+    elif hasattr(theory, "network"):
         network, task = theory.network, theory.task
     else:
         return "step"
@@ -170,7 +190,8 @@ def plot_comparison(
         plot_kernel(
             cmp, row[0], limit=limit, title=f"{head}sampled, N = {cmp.theory.network.width}"
         )
-        plot_kernel(cmp.theory, row[1], limit=limit, title=f"{head}theory")
+        other = "theory" if isinstance(cmp.theory, MeanField) else "other draws"
+        plot_kernel(cmp.theory, row[1], limit=limit, title=f"{head}{other}")
         plot_kernel(
             cmp.z, row[2], limit=cmp.threshold, title="difference in errors (z)", colours=_Z_COLOURS
         )
@@ -320,7 +341,7 @@ def plot_width_scaling(
         (step, pattern, other step, other pattern) as in ``Comparison.table``; default the first pattern
         at all pairs of steps (nodes).
     """
-    theory = comparisons[0].theory
+    theory = instance("comparisons", comparisons[0].theory, MeanField)
     steps = len(theory.kernel)
     if entries is None:
         entries = [(t, 0, s, 0) for t in range(1, steps + 1) for s in range(t, steps + 1)]

@@ -21,10 +21,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bayeskernel.compare import Comparison
-from bayeskernel.errors import InputError
+from bayeskernel.errors import InputError, instance
 from bayeskernel.graph import Graph
 from bayeskernel.inference.conditional import weights as draw_weights
 from bayeskernel.inference.record import settings
+from bayeskernel.meanfield.solve import MeanField
 from bayeskernel.network import Network
 from bayeskernel.plots import (
     plot_coherence,
@@ -82,6 +83,8 @@ def report(
         or not all(isinstance(cmp, Comparison) for cmp in named.values())
     ):
         raise InputError("comparisons", "a Comparison or a mapping from names to them", comparisons)
+    for cmp in named.values():
+        instance("comparisons", cmp.theory, MeanField)
     if (
         not isinstance(path, (str, os.PathLike))
         or not Path(path).parent.is_dir()
@@ -222,9 +225,13 @@ def _outliers(named: Mapping[str, Comparison]) -> _Rows:
             ", ".join(f"{v:.3g}" for v in found.singular_values) or "none",
         )
         for name, cmp in named.items()
-        for found in cmp.theory.outliers()
+        for found in _theory(cmp).outliers()
     ]
     return _Rows(head, rows)
+
+
+def _theory(cmp: Comparison) -> MeanField:
+    return instance("comparisons", cmp.theory, MeanField)
 
 
 def _graph(cmp: Comparison) -> Graph:
@@ -246,7 +253,7 @@ def _spectrum(name: str, cmp: Comparison, weights: xr.Dataset | None) -> Markup 
     if recurrent is None:
         return None
     description = f"Eigenvalues of the recurrent weights of {name} in the complex plane"
-    return _svg(plot_spectrum(recurrent, cmp.theory), description)
+    return _svg(plot_spectrum(recurrent, _theory(cmp)), description)
 
 
 def _last_weights(cmp: Comparison) -> xr.Dataset | None:
@@ -307,13 +314,12 @@ def _rows(table: pd.DataFrame, head: str, names: list[str]) -> _Rows:
 
 def _facts(cmp: Comparison) -> str:
     attrs = {k: _unpacked(v) for k, v in cmp.draws.attrs.items()}
+    solved = _theory(cmp)
     theory = {
-        "result": str(cmp.theory.result),
-        "residual": cmp.theory.residual,
-        "free_energy": cmp.theory.free_energy,
-        "branches": [
-            {"free_energy": b.free_energy, "stable": b.stable} for b in cmp.theory.branches
-        ],
+        "result": str(solved.result),
+        "residual": solved.residual,
+        "free_energy": solved.free_energy,
+        "branches": [{"free_energy": b.free_energy, "stable": b.stable} for b in solved.branches],
     }
     sampling = {
         "divergences": sum(cmp.diagnosis.divergences),

@@ -18,6 +18,7 @@ LAYERS = [
     {"likelihood"},
     {"inference", "meanfield"},
     {"plots"},
+    {"references"},
     {"compare", "similarity"},
     {"report", "sweeps"},
     {"cli"},

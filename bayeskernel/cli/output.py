@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bayeskernel.compare import Comparison
+from bayeskernel.errors import instance
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.solve import MeanField
 
@@ -60,7 +61,7 @@ def summary(cmp: Comparison) -> dict[str, Any]:
         "smallest_ess": cmp.smallest_ess,
         "coherence_sampled": sampled,
         "coherence_theory": theory,
-        "theory": theory_summary(cmp.theory),
+        "theory": theory_summary(instance("theory", cmp.theory, MeanField)),
     }
 
 

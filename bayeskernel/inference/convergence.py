@@ -90,6 +90,11 @@ def trust(x: Floats) -> Floats:
     return np.where(constant, np.array([[np.inf], [np.inf], [1.0]]), out)
 
 
+def rank_r_hat(x: Floats) -> Floats:
+    """Rank-normalised R-hat of whole chains, (n,)."""
+    return _r_hat(_normal_scores(x))
+
+
 def effective_draws(x: Floats) -> Floats:
     """Draws divided by the autocorrelation time, by Geyer's initial monotone sequence; (n,)."""
     chains, draws, n = x.shape

@@ -6,7 +6,8 @@ Langevin steps follow Leimkuhler and Matthews (2013), who average the noise of n
     z_i = x_i + k xi_i,   x_(i+1) = z_i + k xi_i - r grad(z_i):
 
 the stationary law is off by order r^2, and not at all where the loss is quadratic, at Euler's cost. A state holds x_i and
-not z_i, so that every xi is drawn once.
+not z_i, so that every xi is drawn once. It is a sum of eight fair signs over sqrt(8), at a fifth of the cost of a normal
+variable: steps of size sqrt(2 r) add up to normal ones, but for fourth cumulants of z of -r / 4 in the prior.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from bayeskernel.inference import weights
@@ -55,7 +57,7 @@ def begin(z: Position, keys: jax.Array, data: weights.Data, rate: float, run: Ru
 def position(
     state: State, keys: jax.Array, step: int, data: weights.Data, rate: float, run: Run
 ) -> Position:
-    """z of every network after so many steps."""
+    """The weights z of every network after so many steps."""
     return jax.vmap(lambda x, key: _kicked(x, key, step, data, rate, run))(state.x, keys)
 
 
@@ -65,7 +67,7 @@ def _kicked(
     """Half of a step's noise added, or with a negative rate taken away."""
     if not run.noisy:
         return x
-    noise = weights.draw_prior(jax.random.fold_in(key, step), run.net, data)
+    noise = draw_noise(jax.random.fold_in(key, step), run.net, data)
     return _moved(x, jnp.sign(rate) * jnp.sqrt(jnp.abs(rate) / 2), noise)
 
 
@@ -100,12 +102,29 @@ def _step(
         data, share = patterns_of(data, batch), run.batch_size / patterns
     z = state.x
     if run.noisy:  # never with batches, so the key is used once
-        noise = weights.draw_prior(key, run.net, data)
+        noise = draw_noise(key, run.net, data)
         z = _moved(z, jnp.sqrt(rate / 2), noise)
     gradient = jax.grad(loss)(z, data, decay, run.net, share)
     move, memory = run.rule.update(gradient, state.memory, z)
     x = _moved(z, rate, move)
     return State(_moved(x, jnp.sqrt(rate / 2), noise) if run.noisy else x, memory)
+
+
+def draw_noise(rng_key: jax.Array, net: weights.Structure, data: weights.Data) -> Position:
+    """Sums of eight fair signs over sqrt(8) for all sites."""
+    shapes = weights.site_shapes(net, data.inputs.shape[2], data.targets.shape[2])
+    sizes = [int(np.prod(shape)) for shape in shapes.values()]
+    x = jax.random.bits(rng_key, (-(-sum(sizes) // 4),), jnp.uint32)
+    # Ones are counted in the four bytes of a word at once.
+    x = x - ((x >> 1) & 0x55555555)
+    x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
+    x = (x + (x >> 4)) & 0x0F0F0F0F
+    ones = jax.lax.bitcast_convert_type(x, jnp.uint8).reshape(-1).astype(data.inputs.dtype)
+    parts = jnp.split((ones - 4) / np.sqrt(2), np.cumsum(sizes))
+    return {
+        name: part.reshape(shape)
+        for (name, shape), part in zip(shapes.items(), parts[: len(sizes)], strict=True)
+    }
 
 
 def _moved(z: Position, size: Any, direction: Position) -> Position:

@@ -27,6 +27,7 @@ from bayeskernel.inference.record import (
     symmetry,
     trained_networks,
 )
+from bayeskernel.inference.settled import unsettled
 
 Floats = NDArray[np.float64]
 
@@ -156,11 +157,16 @@ class Diagnosis:
         return np.asarray(self.numbers[_COLUMNS.index(name)])
 
 
+@dataclass(frozen=True, eq=False)
 class EnsembleDiagnosis(Diagnosis):
     """Whether networks trained one by one can be trusted: there are no chains, so no R-hat and no effective draws.
 
-    ``numbers`` are mean, std and mcse, (3, n); everything about transitions is empty.
+    ``numbers`` are mean, std and mcse, (3, n); everything about transitions is empty. ``unsettled`` says why training is
+    not at its end, as far as that is known: of networks from `bayeskernel.train`.
     """
+
+    unsettled: tuple[str, ...] = ()
+    judged: bool = False
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -180,16 +186,17 @@ class EnsembleDiagnosis(Diagnosis):
         reasons = [f"{self.networks} networks, {ENOUGH_NETWORKS} are needed for an error"] * few
         which = ", ".join(map(str, self.broken))
         reasons += [f"some more diverged and are left out: {which}"] * bool(self.broken)
-        return tuple(reasons)
+        return (*reasons, *self.unsettled)
 
     @property
     def verdict(self) -> str:
         """The outcome in words."""
         if not self.ok:
             return "Failed: " + "; ".join(self.reasons) + "."
+        end = "is at its end" if self.judged else "has come to its end is not judged"
         return (
             f"{self.networks} networks trained one by one, all finite; errors are from their spread, "
-            f"and whether training has come to its end is not judged."
+            f"and {'' if self.judged else 'whether '}training {end}."
         )
 
 
@@ -257,6 +264,8 @@ def _of_networks(draws: xr.DataTree) -> EnsembleDiagnosis:
         branches=(tuple(range(count)),),
         flipped=flipped,
         broken=tuple(settings(draws).get("left_out", ())),
+        unsettled=unsettled(draws),
+        judged="trace" in draws.children,
     )
 
 

@@ -1,8 +1,8 @@
 """How is an ensemble trained? In blocks of networks, a thread each, whose state may be kept on disk.
 
 Narrow networks share a block and are vectorised; a wide one is a block of its own, as batched products of wide matrices
-take several times as long as one after the other. Blocks depend on the width and the number of networks alone, and a step's noise
-on its network and its number: results depend neither on the number of threads nor on how steps are cut into calls.
+take several times as long as one after the other. Blocks depend on the width and the number of networks alone, and the noise of
+a step on its network and its number: results depend neither on the number of threads nor on how steps are cut into calls.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ def train_ensemble(
         # Configuration contexts are per thread.
         with jax.enable_x64(double):
             own = jax.tree.map(lambda x: x[blocks[block]], z)
-            return _train_block(
-                course, own, keys[blocks[block]], block, report, checkpoint, stop
-            )
+            return _train_block(course, own, keys[blocks[block]], block, report, checkpoint, stop)
 
     # Compile here: threads that meet an uncompiled function would each compile it.
     _first_calls(course, jax.tree.map(lambda x: x[blocks[0]], z), keys[blocks[0]])
@@ -106,7 +104,12 @@ def block_size(width: int, count: int) -> int:
 
 def _first_calls(course: Course, z: Position, keys: jax.Array) -> None:
     state = begin(z, keys, course.data, course.rate, course.run)
-    _record(course, advance(state, keys, course.data, course.rate, course.decay, 0, 0, course.run), keys, 0)
+    _record(
+        course,
+        advance(state, keys, course.data, course.rate, course.decay, 0, 0, course.run),
+        keys,
+        0,
+    )
 
 
 def _train_block(

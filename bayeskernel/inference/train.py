@@ -190,7 +190,11 @@ def train(
     if name == "langevin" and curvature is not None:
         made |= {"curvature": curvature, "step_size_error": (rate * curvature) ** 2}
     tree = arranged(rows, list(course.seen), network, task, made)
-    return tree if disk is None else disk.conclude(num_networks // block_size(network.width, num_networks), tree)
+    return (
+        tree
+        if disk is None
+        else disk.conclude(num_networks // block_size(network.width, num_networks), tree)
+    )
 
 
 def arranged(

@@ -1,0 +1,154 @@
+"""Networks trained by Langevin dynamics against posterior samples and theory, at widths that matter.
+
+``python -m pytest -n 0 -m slow tests/inference/test_langevin.py -rP`` takes about an hour; its tables are in
+docs/calibration. Kernels are means over fifty steps of the second half of training, their errors the spread over networks.
+"""
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from scipy.stats import t as student
+
+import bayeskernel as bk
+from bayeskernel.gauge import aligned, sign_symmetry
+from bayeskernel.inference.record import settings
+
+TASK = bk.tasks.endpoint([[1.0]], [1.0], 3)
+UPPER = np.triu_indices(3)
+# Activation, noise, signals: the tied networks' transitions are at 3.00 (linear) and 1.46 (erf); relu has none.
+KINDS = {
+    "linear": (0.5, (2.0, 4.5)),
+    "erf": (0.1, (1.0, 2.5)),
+    "relu": (0.5, (1.0, 2.0)),
+}
+CASES = [
+    (activation, sharing, signal)
+    for activation, (_, signals) in KINDS.items()
+    for sharing in ("tied", "untied")
+    for signal in signals
+]
+WIDTH, SEEDS, NETWORKS, STEPS = 512, (0, 1), 8, 10_000
+FALSE_ALARM = 1e-4
+
+
+class Found(NamedTuple):
+    """Distinct kernel entries and outputs of an ensemble, means and errors over networks."""
+
+    mean: np.ndarray
+    error: np.ndarray
+    misfit: np.ndarray  # <(f - y)^2> of every network
+    stiffness: float
+    verdict: str
+
+
+def langevin(network, task, theory, seed, steps=STEPS, share=None, networks=NETWORKS):
+    """``share`` is the learning rate times the curvature that the default rate knows of, 0.5 there."""
+    at = np.linspace(steps / 2, steps, 51).round().astype(int)
+    options = {"num_networks": networks, "progress": False}
+    rate = None
+    if share is not None:
+        probe = bk.train(jax.random.key(seed), network, task, num_steps=1, **options)
+        rate = share / settings(probe)["curvature"]
+    tree = bk.train(
+        jax.random.key(seed), network, task, num_steps=steps, learning_rate=rate, at=at, **options
+    )
+    kernel, output = (tree["training"][name].to_numpy() for name in ("kernel", "output"))
+    symmetry = sign_symmetry(network, task)
+    kernel = aligned(kernel, output.astype(float), theory.kernel, symmetry)[0].mean(1, np.float64)
+    entries = kernel[:, :, 0, :, 0][:, *UPPER]
+    made, misfit = settings(tree), tree["training"]["squared_error"].to_numpy().mean(1)
+    assert not made["left_out"]
+    return Found(
+        entries.mean(0),
+        entries.std(0, ddof=1) / np.sqrt(networks),
+        misfit,
+        made["learning_rate"] * made["curvature"],
+        bk.diagnose(tree).verdict,
+    )
+
+
+def sampled(network, task, theory, seed):
+    draws = bk.sample(
+        jax.random.key(100 + seed), network, task, num_samples=4000, num_chains=2, progress=False
+    )
+    cmp = bk.compare(draws, theory)
+    assert cmp.smallest_ess > 200
+    return cmp
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_langevin_samples_and_theory(case):
+    activation, sharing, signal = case
+    network = bk.Network(WIDTH, activation, sharing, noise=KINDS[activation][0])
+    task = TASK.scaled(signal)
+    theory = bk.solve(network, task)
+    cmp = sampled(network, task, theory, 0)
+    mean, error, width_error = (
+        x[:, 0, :, 0][UPPER] for x in (cmp.kernel, cmp.mcse, cmp.finite_width)
+    )
+    limit = student(NETWORKS - 1).isf(FALSE_ALARM / 2 / len(mean) / len(SEEDS))
+    rows = [langevin(network, task, theory, seed) for seed in SEEDS]
+    z = np.array([(row.mean - mean) / np.hypot(row.error, error) for row in rows])
+    target = theory.kernel[:, 0, :, 0][UPPER]
+    beside = np.array([(row.mean - target) / np.hypot(row.error, width_error) for row in rows])
+    own = np.mean([row.mean for row in rows], 0)
+    print(
+        f"| {activation}, {sharing}, {signal:g} | {np.abs(z).max():.2f} | {np.abs(beside).max():.2f} | {limit:.1f} "
+        f"| {np.linalg.norm(own - mean) / np.linalg.norm(mean):.4f} "
+        f"| {np.linalg.norm([r.error for r in rows]) / 2 / np.linalg.norm(mean):.4f} |"
+    )
+    assert all("at its end" in row.verdict for row in rows), [row.verdict for row in rows]
+    assert np.abs(z).max() < limit
+    assert np.abs(beside).max() < limit
+
+
+@pytest.mark.slow
+def test_error_falls_with_the_width():
+    """Linear, tied, above the transition: distance to theory, of networks and of samples."""
+    task = TASK.scaled(4.5)
+    distances = []
+    for width in (64, 128, 256, 512, 1024):
+        network = bk.Network(width, "linear", noise=0.5)
+        theory = bk.solve(network, task)
+        target = theory.kernel[:, 0, :, 0][UPPER]
+        found = langevin(network, task, theory, 5, networks=16 if width < 1024 else 8)
+        other = sampled(network, task, theory, 5).kernel[:, 0, :, 0][UPPER]
+        size = np.linalg.norm(target)
+        distances.append(np.linalg.norm(found.mean - target) / size)
+        print(
+            f"| {width} | {distances[-1]:.4f} | {np.linalg.norm(other - target) / size:.4f} "
+            f"| {np.linalg.norm(found.error) / size:.4f} | {found.verdict[:30]} |"
+        )
+    assert distances[-1] < distances[0] / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("activation", "noise", "signal"), [("linear", 0.5, 4.5), ("erf", 0.1, 2.5)]
+)
+def test_error_falls_with_the_step(activation, noise, signal):
+    """At N = 64, where errors are small: the kernel, and the outputs' variance, in the stiffest direction."""
+    task = TASK.scaled(signal)
+    network = bk.Network(64, activation, noise=noise)
+    theory = bk.solve(network, task)
+    cmp = sampled(network, task, theory, 7)
+    mean = cmp.kernel[:, 0, :, 0][UPPER]
+    outputs = cmp.draws["posterior"]["output"].to_numpy()[..., 2, 0, 0].astype(float)
+    truth = np.mean((np.abs(outputs) - signal) ** 2)
+    bias = []
+    for share in (1.6, 0.8, 0.4, 0.2):
+        found = langevin(
+            network, task, theory, 7, int(8000 / share), share=share, networks=64
+        )
+        misfit = found.misfit / truth - 1
+        bias.append(misfit.mean())
+        print(
+            f"| {activation} | {share:g} | {np.linalg.norm(found.mean - mean) / np.linalg.norm(mean):.4f} "
+            f"| {np.linalg.norm(found.error) / np.linalg.norm(mean):.4f} "
+            f"| {misfit.mean():+.3f} ± {misfit.std() / 8:.3f} | {found.verdict[:60]} |"
+        )
+    assert abs(bias[0]) > 2 * abs(bias[2])
+    assert abs(bias[-1]) < 0.1
