@@ -32,8 +32,8 @@ def test_draws_hold_no_more_memory_than_they_need(monkeypatch, table1_task):
         parts.extend(rows)
         return original(rows)
 
-    original = chains._joined
-    monkeypatch.setattr(chains, "_joined", joined)
+    original = chains.joined
+    monkeypatch.setattr(chains, "joined", joined)
     bk.sample(
         jax.random.key(0), bk.Network(8, "linear"), table1_task,
         num_warmup=2, num_samples=5, num_chains=1, progress=False,
