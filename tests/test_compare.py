@@ -7,13 +7,16 @@ import sys
 from html.parser import HTMLParser
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
 from bayeskernel.gauge import flip_kernel
+from bayeskernel.inference.measure import of_networks
 from bayeskernel.inference.record import to_datatree
 from bayeskernel.meanfield import fluctuations
 
@@ -26,9 +29,9 @@ def theory():
     return bk.solve(NETWORK, TASK)
 
 
-def fake_draws(theory, offset=0.0, count=500, flips=False):
+def fake_draws(theory, offset=0.0, count=500, flips=False, seed=0):
     """Independent draws around the theory with its own spread, without running a chain."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     std = theory.kernel_std()
     noise = rng.normal(size=(4, count, 3, 1, 3, 1)) * std
     kernel = (
@@ -76,6 +79,87 @@ def test_a_difference_is_found(theory):
     cmp = bk.compare(fake_draws(theory, offset=0.5), theory)
     assert not cmp.agrees
     assert "DISAGREE" in cmp.verdict
+
+
+def test_the_verdict_names_the_blocks_that_differ(theory):
+    draws = fake_draws(theory)
+    kernel = draws["posterior"]["kernel"]
+    scaled = np.ones((3, 1, 3, 1))
+    scaled[1, :, 2] = scaled[2, :, 1] = 1.2
+    draws["posterior"]["kernel"] = kernel * scaled
+    cmp = bk.compare(draws, theory)
+    own, other = cmp.blocks.loc[(2, 3), ["sampled", "theory"]]
+    said = f"Samples and theory DISAGREE in the block of steps (2, 3) (norm {own:.3g}, theory {other:.3g}): "
+    assert cmp.verdict.startswith(said)
+    every = bk.compare(fake_draws(theory, offset=0.5), theory)
+    assert "DISAGREE in the blocks of steps (3, 3) (norm" in every.verdict
+    assert "and 3 more: largest |z|" in every.verdict
+
+
+def test_draws_are_compared_with_draws(theory):
+    one, two = fake_draws(theory), fake_draws(theory, flips=True, count=300, seed=1)
+    cmp = bk.compare(one, two)
+    assert cmp.agrees
+    assert cmp.verdict.startswith("Samples and samples agree: largest |z|")
+    row = cmp.table.loc[(2, 0, 3, 0)]
+    assert list(cmp.table.columns) == ["sampled", "mcse", "ess", "other", "other_mcse", "z"]
+    # Each is its own mean over draws, signs apart, with its own error; no finite-width shift comes between them.
+    kernel = np.abs(two["posterior"]["kernel"].to_numpy()[:, :, 1, 0, 2, 0])
+    assert row["other"] == pytest.approx(kernel.mean())
+    assert row["other_mcse"] == pytest.approx(kernel.std() / np.sqrt(1200), rel=0.1)
+    difference = row["sampled"] - row["other"]
+    assert row["z"] == pytest.approx(difference / np.hypot(row["mcse"], row["other_mcse"]))
+    assert cmp.coherence[1].shape == (3, 3)
+    shifted = fake_draws(theory, offset=0.5, seed=1)
+    assert "Samples and samples DISAGREE" in bk.compare(one, shifted).verdict
+    assert "DISAGREE" in bk.compare(shifted, one).verdict
+    few = fake_draws(theory, count=5)
+    assert "Inconclusive: 19 effective draws" in bk.compare(one, few).verdict
+    cmp.plot()
+    plt.close("all")
+    with pytest.raises(InputError, match="comparisons: expected a MeanField"):
+        bk.report(cmp, "report.html")
+
+
+def networks(theory, count, offset=0.0, **made):
+    """Networks about the theory with the spread that it has of draws, by whatever training."""
+    draws = fake_draws(theory, offset, count)["posterior"]
+    values = {name: draws[name].to_numpy()[0] for name in ("kernel", "output")}
+    return of_networks(values, NETWORK, TASK, {"space": "trained", "optimizer": "adam"} | made)
+
+
+def test_trained_networks_stand_beside_samples_and_theory(theory):
+    """One table of all three; errors are the spread over networks; minima deviate."""
+    draws, own = fake_draws(theory, seed=3), networks(theory, 20)
+    table = pd.concat(
+        {"sampled": bk.compare(draws, theory).table, "trained": bk.compare(own, theory).table},
+        axis=1,
+    )
+    kernel = own["posterior"]["kernel"][:, 0, 1, 0, 2, 0]
+    assert table.loc[(2, 0, 3, 0), ("trained", "mcse")] == pytest.approx(
+        float(kernel.std(ddof=1)) / np.sqrt(20)
+    )
+    np.testing.assert_array_equal(table["sampled", "theory"], table["trained", "theory"])
+    for one, two in ((own, draws), (draws, own)):
+        cmp = bk.compare(one, two)
+        assert cmp.agrees
+        assert cmp.threshold == bk.compare(own, theory).threshold > 5
+    apart = networks(theory, 20, offset=2.0)
+    for pair, said in (
+        ((apart, theory), "theory"),
+        ((apart, draws), "samples"),
+        ((draws, apart), "samples"),
+    ):
+        verdict = bk.compare(*pair).verdict
+        assert verdict.startswith(f"20 networks trained by adam deviate from {said} in the block")
+    langevin = networks(theory, 20, offset=2.0, optimizer="langevin")
+    assert (
+        "networks trained by langevin and theory DISAGREE" in bk.compare(langevin, theory).verdict
+    )
+    with pytest.raises(InputError, match="theory: expected at least 3 networks"):
+        bk.compare(draws, networks(theory, 2))
+    with pytest.raises(InputError, match="theory: expected a MeanField from"):
+        bk.compare(draws, 3)
 
 
 def test_chains_of_opposite_sign_are_aligned(theory):

@@ -3,7 +3,8 @@
 Langevin: on the second half of training the networks must have forgotten their starts, each having seen what the others see.
 Were x the share of a norm's variance that lies between the networks' means over that half, of length L, R-hat is about
 1 / sqrt(1 - x), and x = 2 tau / L for a relaxation time tau: R-hat below 1.2 asks for some seven of them, as long as which the
-networks had to settle before. Descent: norms averaged over networks must stay where they are over the last quarter.
+networks had to settle before. A drift that all share shows in the change of every network between the last two quarters.
+Descent: norms averaged over networks must stay where they are over the last quarter.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from bayeskernel.inference.convergence import rank_r_hat
 from bayeskernel.inference.record import settings
@@ -22,6 +24,8 @@ Floats = NDArray[np.float64]
 R_HAT = 1.2
 # Change of a norm's mean from the third quarter of training to the last, relative to its size.
 MOVED = 0.01
+# Chance that networks without a drift are said to have one, and networks whose spread gives an error.
+FALSE_ALARM, ENOUGH = 1e-4, 3
 # Rate times curvature beyond which Langevin's bias may be as large as what is to be measured.
 STIFF = 1.0
 
@@ -38,7 +42,8 @@ def unsettled(draws: xr.DataTree) -> tuple[str, ...]:
     progress = trace["training_step"].to_numpy() / made["num_steps"]
     if made["optimizer"] != "langevin":
         return _still_moving(norms, progress)
-    return _not_mixed(norms[:, progress >= 0.5]) + _too_stiff(made["learning_rate"], made)
+    found = _not_mixed(norms[:, progress >= 0.5]) or _drifting(norms, progress)
+    return found + _too_stiff(made["learning_rate"], made)
 
 
 def _not_mixed(norms: Floats) -> tuple[str, ...]:
@@ -55,6 +60,27 @@ def _not_mixed(norms: Floats) -> tuple[str, ...]:
     )
 
 
+def _drifting(norms: Floats, progress: Floats) -> tuple[str, ...]:
+    first, second = np.triu_indices(norms.shape[2])
+    change = (_quarter(norms, progress, 0.75) - _quarter(norms, progress, 0.5))[:, first, second]
+    if len(change) < ENOUGH:
+        return ()
+    error = change.std(0, ddof=1) / np.sqrt(len(change))
+    t = np.abs(change.mean(0)) / np.where(error > 0, error, np.inf)
+    k = int(np.argmax(t))
+    if t[k] < student(len(change) - 1).isf(FALSE_ALARM / 2 / len(t)):
+        return ()
+    return (
+        f"norm[{first[k] + 1},{second[k] + 1}] drifts: t = {t[k]:.1f} between the last two quarters of training: "
+        f"train longer",
+    )
+
+
+def _quarter(norms: Floats, progress: Floats, start: float) -> Floats:
+    """Means over a quarter of training."""
+    return norms[:, (progress > start) & (progress <= start + 0.25)].mean(1)
+
+
 def _too_stiff(rate: float, made: dict[str, Any]) -> tuple[str, ...]:
     stiff = rate * made["curvature"]
     if stiff <= STIFF:
@@ -63,10 +89,7 @@ def _too_stiff(rate: float, made: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _still_moving(norms: Floats, progress: Floats) -> tuple[str, ...]:
-    mean = norms.mean(0)
-    before, last = (
-        mean[(progress > start) & (progress <= start + 0.25)].mean(0) for start in (0.5, 0.75)
-    )
+    before, last = (_quarter(norms, progress, start).mean(0) for start in (0.5, 0.75))
     size = np.sqrt(np.diag(last))
     change = (last - before) / np.where(np.outer(size, size) > 0, np.outer(size, size), np.inf)
     t, s = np.unravel_index(np.argmax(np.abs(change)), change.shape)

@@ -146,7 +146,7 @@ def train(
             "batch_size": batch_size,
             "num_steps": int(num_steps),
             "num_networks": int(num_networks),
-            "at": kept,
+            "at": kept[:-1],
             "keep": sorted({*keep}),
             "double": data.inputs.dtype == jnp.float64,
         }
