@@ -142,12 +142,7 @@ class Problem:
     def _supervised_reads(self) -> list[tuple[int, int, int, int, float]]:
         """Steps t, s, the nodes that they read, and how strongly, where both steps have targets."""
         given = {int(t) for r in self.readings for t in np.unique(r.sites // self.patterns)}
-        reads = self.readout.tocoo()
-        found = [
-            (*divmod(int(row), self.steps), *divmod(int(column), self.nodes), float(strength))
-            for row, column, strength in zip(reads.row, reads.col, reads.data, strict=True)
-        ]
-        return [read for read in found if {read[0], read[1]} <= given]
+        return [read for read in block_reads(self.readout) if {read[0], read[1]} <= given]
 
     @cached_property
     def supervised(self) -> NDArray[np.bool_]:
@@ -247,6 +242,16 @@ def read_inputs(network: Network, graph: Graph, inputs: Floats) -> Floats:
     """U_l x / sqrt(D) for every label of inputs (T, P, D), shape (labels, nodes, P, D)."""
     maps = weight_maps(network, graph, "input") / np.sqrt(inputs.shape[2])
     return np.einsum("lnt,tad->lnad", maps, inputs, optimize=True)
+
+
+def block_reads(pairs: csr_array) -> list[tuple[int, int, int, int, float]]:
+    """Blocks (t, s) that `Problem.gain` or `Problem.readout` makes, from which blocks (n, m), and how strongly."""
+    rows, columns = (math.isqrt(size) for size in pairs.shape)
+    entries = pairs.tocoo()
+    return [
+        (*divmod(int(row), rows), *divmod(int(column), columns), float(strength))
+        for row, column, strength in zip(entries.row, entries.col, entries.data, strict=True)
+    ]
 
 
 def _pairs(maps: Floats) -> csr_array:

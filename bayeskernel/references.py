@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from bayeskernel.errors import InputError
 from bayeskernel.inference.convergence import kernel_moments, mean_and_error
-from bayeskernel.inference.diagnose import ENOUGH_NETWORKS, gauge_fixed
+from bayeskernel.inference.diagnose import gauge_fixed
 from bayeskernel.inference.record import check_draws, problem, settings, trained_networks
-from bayeskernel.inference.settled import unsettled
+from bayeskernel.inference.settled import ENOUGH_NETWORKS, unsettled
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.solve import MeanField
 from bayeskernel.network import Network

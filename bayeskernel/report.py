@@ -84,7 +84,7 @@ def report(
     ):
         raise InputError("comparisons", "a Comparison or a mapping from names to them", comparisons)
     for cmp in named.values():
-        instance("comparisons", cmp.theory, MeanField)
+        _theory(cmp)
     if (
         not isinstance(path, (str, os.PathLike))
         or not Path(path).parent.is_dir()

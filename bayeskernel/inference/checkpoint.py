@@ -137,23 +137,23 @@ class Checkpoint:
             )
         except StorageError as error:
             raise StorageError(f"{error}; {_INTACT}") from error
-        return self._only_whole(chains)
+        return self._only_whole()
 
-    def conclude(self, blocks: int, whole: xr.DataTree) -> xr.DataTree:
+    def conclude(self, whole: xr.DataTree) -> xr.DataTree:
         """Put the result of a run that fits in memory in the place of its parts, and open it."""
         try:
             save(whole, self._whole)
         except StorageError as error:
             raise StorageError(f"{error}; {_INTACT}") from error
-        return self._only_whole(blocks)
+        return self._only_whole()
 
     def rows(self, chain: int) -> Draws:
         """All that was written of a chain, rows after each other."""
         return joined([{k: v[0] for k, v in part.items()} for _, part in self._parts(chain)])
 
-    def _only_whole(self, chains: int) -> xr.DataTree:
-        for chain in range(chains):
-            shutil.rmtree(self._chain(chain))
+    def _only_whole(self) -> xr.DataTree:
+        for chain in self.folder.glob("chain-*"):
+            shutil.rmtree(chain)
         return load(self._whole)
 
     def _parts(self, chain: int) -> Iterator[tuple[int, Draws]]:

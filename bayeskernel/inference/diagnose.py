@@ -27,7 +27,7 @@ from bayeskernel.inference.record import (
     symmetry,
     trained_networks,
 )
-from bayeskernel.inference.settled import unsettled
+from bayeskernel.inference.settled import ENOUGH_NETWORKS, unsettled
 
 Floats = NDArray[np.float64]
 
@@ -44,8 +44,6 @@ _STUCK = 0.95
 # Chains whose means of an invariant lie further apart than so many of their standard deviations are in
 # different branches.
 _APART = 3.0
-# Fewest trained networks whose spread is taken for an error.
-ENOUGH_NETWORKS = 3
 _COLUMNS = ("mean", "std", "mcse", "ess_bulk", "ess_tail", "r_hat")
 
 

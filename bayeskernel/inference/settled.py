@@ -24,8 +24,10 @@ Floats = NDArray[np.float64]
 R_HAT = 1.2
 # Change of a norm's mean from the third quarter of training to the last, relative to its size.
 MOVED = 0.01
-# Chance that networks without a drift are said to have one, and networks whose spread gives an error.
-FALSE_ALARM, ENOUGH = 1e-4, 3
+# Chance that networks without a drift are said to have one.
+FALSE_ALARM = 1e-4
+# Trained networks whose spread gives an error.
+ENOUGH_NETWORKS = 3
 # Rate times curvature beyond which Langevin's bias may be as large as what is to be measured.
 STIFF = 1.0
 
@@ -63,7 +65,7 @@ def _not_mixed(norms: Floats) -> tuple[str, ...]:
 def _drifting(norms: Floats, progress: Floats) -> tuple[str, ...]:
     first, second = np.triu_indices(norms.shape[2])
     change = (_quarter(norms, progress, 0.75) - _quarter(norms, progress, 0.5))[:, first, second]
-    if len(change) < ENOUGH:
+    if len(change) < ENOUGH_NETWORKS:
         return ()
     error = change.std(0, ddof=1) / np.sqrt(len(change))
     t = np.abs(change.mean(0)) / np.where(error > 0, error, np.inf)

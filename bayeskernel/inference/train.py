@@ -27,7 +27,7 @@ from bayeskernel.errors import InputError, integers, positive, positive_integer
 from bayeskernel.inference import record, weights
 from bayeskernel.inference.checkpoint import Checkpoint, Draws, identity
 from bayeskernel.inference.descent import Position, Run, starts, steepest_curvature
-from bayeskernel.inference.ensemble import Course, block_size, train_ensemble
+from bayeskernel.inference.ensemble import Course, train_ensemble
 from bayeskernel.inference.measure import of_networks
 from bayeskernel.inference.progress import training_bar
 from bayeskernel.keys import check_key
@@ -118,7 +118,7 @@ def train(
     Notes
     -----
     At the default rate descent lowers the loss at every step, but for relu: its minima lie on kinks, about which steps go to
-    and fro. Langevin's law is off by order (learning rate times curvature)^2 (docs/training has measured sizes); the setting
+    and fro. Langevin's law is off by order (learning rate times curvature)^2; the setting
     ``step_size_error`` is that square with the curvature on the way down, an upper end of it.
     """
     started = time.time()
@@ -190,11 +190,7 @@ def train(
     if name == "langevin" and curvature is not None:
         made |= {"curvature": curvature, "step_size_error": (rate * curvature) ** 2}
     tree = arranged(rows, list(course.seen), network, task, made)
-    return (
-        tree
-        if disk is None
-        else disk.conclude(num_networks // block_size(network.width, num_networks), tree)
-    )
+    return tree if disk is None else disk.conclude(tree)
 
 
 def arranged(

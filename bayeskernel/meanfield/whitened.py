@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_solve
 from scipy.optimize import minimize
 
-from bayeskernel.conditioning import NULL_SHARE
+from bayeskernel.conditioning import NULL_SHARE, whitened
 from bayeskernel.likelihood import energy, force
 from bayeskernel.meanfield.prior import prior_recursion
-from bayeskernel.problem import Problem
+from bayeskernel.problem import Problem, block_reads
 
 Floats = NDArray[np.float64]
-# For every block (n, k), k <= n, of K: the blocks of C that it reads, and how strongly.
-_Reads: TypeAlias = tuple[tuple[tuple[int, int, float], ...], ...]
+# Block (n, k) of K reads block (i, j) of C, and how strongly.
+_Reads: TypeAlias = tuple[tuple[int, int, int, int, float], ...]
 
 # Largest entry of the gradient at the end, most iterations, and of how many the curvature is made.
 _FLAT, _ITERATIONS, _MEMORY = 2e-8, 1000, 20
@@ -45,7 +45,8 @@ def near_minimum(
     Shape (d, d) each; None where K has null directions before data, or rounding errors end the descent.
     """
     d = problem.size
-    if not _regular(problem.preactivation_kernel(prior_recursion(problem))):
+    K = problem.preactivation_kernel(prior_recursion(problem))
+    if len(whitened(K, problem.patterns, NULL_SHARE["moments"])[0].pivots) < d:
         return None
     rows, columns = np.tril_indices(d)
     own, values = rows == columns, list[float]()
@@ -72,7 +73,8 @@ def near_minimum(
 
     options = {"maxiter": _ITERATIONS, "maxcor": _MEMORY, "gtol": _FLAT, "ftol": 0.0}
     with jax.enable_x64(True):
-        kernel = partial(_kernel, _reads(problem), jnp.asarray(problem.input_kernel))
+        reads = tuple(block_reads(problem.gain))
+        kernel = partial(_kernel, problem.nodes, reads, jnp.asarray(problem.input_kernel))
         x = minimize(
             value, np.zeros(len(rows)), jac=True, method="L-BFGS-B", options=options, callback=told
         ).x
@@ -83,16 +85,17 @@ def near_minimum(
         return None
 
 
-@partial(jax.jit, static_argnums=0)
-def _kernel(reads: tuple[_Reads, ...], K_in: jax.Array, A: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 1))
+def _kernel(nodes: int, reads: _Reads, K_in: jax.Array, A: jax.Array) -> jax.Array:
     """C of A, (d, d) each, rows of one node after the other."""
-    P = len(A) // len(reads)
+    P = len(A) // nodes
     blocks = dict[tuple[int, int], jax.Array]()
     L = LA = jnp.zeros((0, 0))
-    for n, row in enumerate(reads):
+    for n in range(nodes):
         K = [K_in[n * P : (n + 1) * P, k * P : (k + 1) * P] for k in range(n + 1)]
-        for k, read in enumerate(row):
-            K[k] = K[k] + sum(scale * blocks[i, j] for i, j, scale in read)
+        for row, k, i, j, strength in reads:
+            if row == n and k <= n:
+                K[k] = K[k] + strength * blocks[i, j]
         before = solve_triangular(
             L, jnp.concatenate([jnp.zeros((P, 0)), *K[:n]], axis=1).T, lower=True
         ).T
@@ -110,29 +113,6 @@ def _kernel(reads: tuple[_Reads, ...], K_in: jax.Array, A: jax.Array) -> jax.Arr
 def _bordered(matrix: jax.Array, row: jax.Array, corner: jax.Array) -> jax.Array:
     above = jnp.concatenate([matrix, jnp.zeros((len(matrix), len(corner)))], axis=1)
     return jnp.concatenate([above, jnp.concatenate([row, corner], axis=1)])
-
-
-def _reads(problem: Problem) -> tuple[_Reads, ...]:
-    """The entries of `Problem.gain`, row by row."""
-    gain, m = problem.gain, problem.nodes
-
-    def of_block(n: int, k: int) -> tuple[tuple[int, int, float], ...]:
-        some = slice(gain.indptr[n * m + k], gain.indptr[n * m + k + 1])
-        return tuple(
-            (*divmod(int(c), m), float(g))
-            for c, g in zip(gain.indices[some], gain.data[some], strict=True)
-        )
-
-    return tuple(tuple(of_block(n, k) for k in range(n + 1)) for n in range(m))
-
-
-def _regular(K: Floats) -> bool:
-    """Whether every site has an innovation of its own."""
-    try:
-        own = np.diag(np.linalg.cholesky(K)) ** 2
-    except np.linalg.LinAlgError:
-        return False
-    return bool(np.all(own > NULL_SHARE["moments"] * np.diag(K)))
 
 
 def _inverse(C: Floats) -> Floats:

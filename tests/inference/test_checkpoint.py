@@ -1,10 +1,6 @@
 """Runs that are killed, interrupted, or run out of disk go on to the same draws, to the bit."""
 
 import resource
-import signal
-import subprocess
-import sys
-import time
 
 import jax
 import numpy as np
@@ -15,6 +11,8 @@ import bayeskernel as bk
 from bayeskernel.errors import InputError
 from bayeskernel.inference import chains
 from bayeskernel.inference.checkpoint import Checkpoint
+
+from .kills import assert_kills_change_nothing
 
 TASK = bk.tasks.endpoint([[1.0]], [2.0], 3)
 NETWORK = bk.Network(32, "erf", noise=0.1)
@@ -182,8 +180,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
 
 
 SCRIPT = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # shells start background jobs without it
+import sys
 import jax, numpy as np
 import bayeskernel as bk
 from bayeskernel.inference import chains
@@ -199,33 +196,9 @@ np.save(sys.argv[2], draws["posterior"]["kernel"].to_numpy())
 @pytest.mark.slow
 @pytest.mark.parametrize("kills", [1, 10])
 def test_kills_at_random_moments(kills, tmp_path):
-    """Ctrl-C once, then kill -9 until a run gets through."""
-    rng, folder = np.random.default_rng(), tmp_path / "run"
+    def written(folder):
+        return len(list(folder.rglob("draws-*")))
 
-    def started(where, name):
-        command = [sys.executable, "-c", SCRIPT, where, tmp_path / name, str(kills)]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-    interrupted = started(folder, "a.npy")
-    while not (folder / "chain-000" / "draws-000000").exists():
-        time.sleep(0.01)
-        assert interrupted.poll() is None
-    interrupted.send_signal(signal.SIGINT)
-    _, said = interrupted.communicate(timeout=60)
-    assert interrupted.returncode != 0
-    assert f"what there is so far is kept in {folder}, and the same call goes on" in said
-    for _ in range(kills):
-        parts = len(list(folder.rglob("draws-*")))
-        killed = started(folder, "a.npy")
-        while len(list(folder.rglob("draws-*"))) <= parts:
-            time.sleep(0.01)
-            assert killed.poll() is None
-        time.sleep(rng.uniform(0, 0.3))
-        killed.kill()
-        killed.communicate()
-        assert not (tmp_path / "a.npy").exists()
-    for where, name in ((folder, "a.npy"), ("", "b.npy")):
-        whole = started(where, name)
-        _, said = whole.communicate(timeout=300)
-        assert whole.returncode == 0, said
-    assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+    assert_kills_change_nothing(
+        SCRIPT, tmp_path, written, kills=kills, timeout=300, arguments=[str(kills)]
+    )

@@ -1,7 +1,6 @@
 """Networks trained by Langevin dynamics against posterior samples and theory, at widths that matter.
 
-``python -m pytest -n 0 -m slow tests/inference/test_langevin.py -rP`` takes about an hour; its tables are in
-docs/calibration. Kernels are means over fifty steps of the second half of training, their errors the spread over networks.
+``python -m pytest -n 0 -m slow tests/inference/test_langevin.py -rP`` prints tables. Kernels are means over fifty steps of the second half of training, their errors the spread over networks.
 """
 
 from typing import NamedTuple

@@ -1,10 +1,5 @@
 """Training that is killed, interrupted or fails goes on to the same networks, to the bit."""
 
-import signal
-import subprocess
-import sys
-import time
-
 import jax
 import numpy as np
 import optax
@@ -15,6 +10,8 @@ import bayeskernel as bk
 from bayeskernel.errors import InputError
 from bayeskernel.inference import ensemble
 from bayeskernel.inference.checkpoint import Checkpoint
+
+from .kills import assert_kills_change_nothing
 
 pytestmark = pytest.mark.usefixtures("double")
 TASK = bk.tasks.endpoint([[1.0, 0.0], [0.5, 1.0], [-0.3, 0.4]], [0.8, -0.5, 0.3], 2)
@@ -156,37 +153,7 @@ np.save(sys.argv[2], trained["trace"]["norm"].to_numpy())
 
 @pytest.mark.slow
 def test_kills_at_random_moments(tmp_path):
-    """Ctrl-C once, then kill -9 until a run gets through."""
-    rng, folder = np.random.default_rng(), tmp_path / "run"
-
-    def started(where, name):
-        command = [sys.executable, "-c", SCRIPT, where, tmp_path / name]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-    def writes():
+    def written(folder):
         return sum(path.stat().st_mtime_ns for path in folder.glob("chain-*/state"))
 
-    def wait_for_a_write(process):
-        before = writes()
-        while writes() == before:
-            time.sleep(0.01)
-            assert process.poll() is None
-
-    interrupted = started(folder, "a.npy")
-    wait_for_a_write(interrupted)
-    interrupted.send_signal(signal.SIGINT)
-    _, said = interrupted.communicate(timeout=60)
-    assert interrupted.returncode != 0
-    assert f"what there is so far is kept in {folder}, and the same call goes on" in said
-    for _ in range(3):
-        killed = started(folder, "a.npy")
-        wait_for_a_write(killed)
-        time.sleep(rng.uniform(0, 0.3))
-        killed.kill()
-        killed.communicate()
-        assert not (tmp_path / "a.npy").exists()
-    for where, name in ((folder, "a.npy"), ("", "b.npy")):
-        whole = started(where, name)
-        _, said = whole.communicate(timeout=600)
-        assert whole.returncode == 0, said
-    assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+    assert_kills_change_nothing(SCRIPT, tmp_path, written, kills=3, timeout=600)
