@@ -182,6 +182,19 @@ def test_loss_is_minus_the_log_posterior():
     assert float(own(one, data, 0.0)) == pytest.approx(misfit)
 
 
+def test_training_goes_down_the_loss_that_was_asked_for():
+    """Three steps by hand, at a weight decay that is not the default."""
+    net, data, _ = parts()
+    z = descent.starts(jax.random.split(jax.random.split(KEY, 3)[0], 4), data, net)
+    slope = jax.jit(jax.vmap(jax.grad(lambda z: loss(z, data, 0.7, net))))
+    for _ in range(3):
+        z = jax.tree.map(lambda x, g: x - 0.01 * g, z, slope(z))
+    path = trained(learning_rate=0.01, weight_decay=0.7, num_steps=3)["training"]
+    for name in ("kernel", "loss"):
+        expected = descent.observed(z, data, 0.7, net)[name]
+        np.testing.assert_allclose(path[name][:, -1], expected, rtol=1e-9, atol=1e-12)
+
+
 def test_batches_are_right_on_average():
     net, data, z = parts()
     slope = jax.jit(jax.grad(partial(loss, decay=1.0, net=net)))
