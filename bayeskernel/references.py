@@ -82,9 +82,11 @@ def source(draws: xr.DataTree) -> str:
 
 
 def descends(draws: xr.DataTree) -> bool:
-    """Whether networks went to minima of the loss, for which theory does not speak."""
+    """Whether networks were trained towards something else than the posterior, of which theory does not speak."""
     made = settings(draws)
-    return made.get("space") == "trained" and made["optimizer"] != "langevin"
+    if made.get("space") != "trained":
+        return False
+    return bool(made["optimizer"] != "langevin" or made["weight_decay"] != 1)
 
 
 def unfit(draws: xr.DataTree, smallest_ess: float) -> str:

@@ -152,7 +152,7 @@ def test_trained_networks_stand_beside_samples_and_theory(theory):
     ):
         verdict = bk.compare(*pair).verdict
         assert verdict.startswith(f"20 networks trained by adam deviate from {said} in the block")
-    langevin = networks(theory, 20, offset=2.0, optimizer="langevin")
+    langevin = networks(theory, 20, offset=2.0, optimizer="langevin", weight_decay=1.0)
     assert (
         "networks trained by langevin and theory DISAGREE" in bk.compare(langevin, theory).verdict
     )

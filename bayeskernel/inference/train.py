@@ -45,7 +45,7 @@ _RULES = {
     "adam": optax.chain(optax.scale_by_adam(), _DOWN),
 }
 # Default learning rates times the largest curvature that a descent meets; all are stable up to 2.
-_SHARE = {"langevin": 0.5, "gd": 0.5, "sgd": 0.5}
+_SHARE = {"langevin": 0.8, "gd": 0.5, "sgd": 0.5}
 _ADAM = 0.01
 # Starts whose descents are probed; curvatures of wide networks hardly differ.
 _PROBED = 4
@@ -81,9 +81,9 @@ def train(
         "langevin" (full batch, unadjusted: its stationary law is the posterior up to the step size), "gd", "sgd" (batches of
         patterns), "adam", or an optax transformation.
     learning_rate
-        Step in the module's coordinates. By default, "adam": 0.01. Others: half the inverse of the largest curvature that
-        descents of 200 steps from up to four of the networks' starts meet ("sgd": times the share of patterns in a batch); the
-        value is recorded. An optax transformation has its own.
+        Step in the coordinates of the module. By default, "adam": 0.01. Others: 0.8 ("langevin") or half the inverse of the
+        largest curvature that descents of 200 steps from up to four of the starts meet ("sgd": times the share of patterns in a
+        batch); the value is recorded. An optax transformation has its own.
     weight_decay
         In units of the prior's: 1 is the posterior's, 0 none. Part of the loss, for "adam" too.
     batch_size
@@ -118,8 +118,12 @@ def train(
     Notes
     -----
     At the default rate descent lowers the loss at every step, but for relu: its minima lie on kinks, about which steps go to
-    and fro. Langevin's law is off by order (learning rate times curvature)^2; the setting
-    ``step_size_error`` is that square with the curvature on the way down, an upper end of it.
+    and fro.
+
+    Langevin's law is off at order (r c)^2, r the learning rate and c the curvature, and only as far as the loss is not
+    quadratic: steep directions move all units together and are quadratic up to d / N, d sites. The setting ``step_size_error``,
+    (r c)^2 d / N with the largest c on the way down, is this estimate of the relative error of variances in the steepest
+    direction; docs/calibration has measured ones, which are smaller.
     """
     started = time.time()
     rng_key = check_key(rng_key)
@@ -155,12 +159,7 @@ def train(
             return finished
     curvature = None
     if name == "langevin" or (learning_rate is None and name in _SHARE):
-        probed = slice(_PROBED)
-        keys = jax.random.split(key_probe, num_networks)[probed]
-        first = jax.tree.map(lambda x: x[probed], z)
-        curvature = float(jnp.max(steepest_curvature(keys, first, data, decay, net)))
-        if not np.isfinite(curvature):
-            raise InputError("learning_rate", "a number, as curvatures are not finite", None)
+        curvature = _curvature(jax.random.split(key_probe, num_networks), z, data, decay, net)
     if learning_rate is None and name == "adam":
         learning_rate = _ADAM
     if learning_rate is None and curvature is not None:
@@ -188,7 +187,9 @@ def train(
         "seconds": round(time.time() - started, 1),
     }
     if name == "langevin" and curvature is not None:
-        made |= {"curvature": curvature, "step_size_error": (rate * curvature) ** 2}
+        sites = int(np.prod(rows["kernel"].shape[2:4]))
+        error = (rate * curvature) ** 2 * sites / network.width
+        made |= {"curvature": curvature, "step_size_error": error}
     tree = arranged(rows, list(course.seen), network, task, made)
     return tree if disk is None else disk.conclude(tree)
 
@@ -219,6 +220,17 @@ def arranged(
     path["diverged"] = ("network", ~finite)
     tree["training"], tree["trace"] = xr.DataTree(path), xr.DataTree(trace)
     return tree
+
+
+def _curvature(
+    keys: jax.Array, z: Position, data: weights.Data, decay: float, net: weights.Structure
+) -> float:
+    """Largest that descents from the first networks' starts meet."""
+    first = jax.tree.map(lambda x: x[:_PROBED], z)
+    found = float(jnp.max(steepest_curvature(keys[:_PROBED], first, data, decay, net)))
+    if not np.isfinite(found):
+        raise InputError("learning_rate", "a number, as curvatures are not finite", None)
+    return found
 
 
 def _along(values: Draws, steps: list[int], axes: dict[str, list[Any]]) -> xr.Dataset:

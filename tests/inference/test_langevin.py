@@ -19,7 +19,7 @@ UPPER = np.triu_indices(3)
 # Activation, noise, signals: the tied networks' transitions are at 3.00 (linear) and 1.46 (erf); relu has none.
 KINDS = {
     "linear": (0.5, (2.0, 4.5)),
-    "erf": (0.1, (1.0, 2.5)),
+    "erf": (0.1, (1.0, 2.0)),
     "relu": (0.5, (1.0, 2.0)),
 }
 CASES = [
@@ -28,13 +28,16 @@ CASES = [
     for sharing in ("tied", "untied")
     for signal in signals
 ]
-WIDTH, SEEDS, NETWORKS, STEPS = 512, (0, 1), 8, 10_000
+WIDTH, SEEDS, NETWORKS, STEPS = 512, (0, 1), 8, 6_000
+# Tied networks above the transition are slow: their steps find each other from a prior in which they are strangers.
+SLOW_STEPS = 12_000
 FALSE_ALARM = 1e-4
 
 
 class Found(NamedTuple):
-    """Distinct kernel entries and outputs of an ensemble, means and errors over networks."""
+    """An ensemble's distinct kernel entries (networks, entries), their means and errors over networks."""
 
+    entries: np.ndarray
     mean: np.ndarray
     error: np.ndarray
     misfit: np.ndarray  # <(f - y)^2> of every network
@@ -43,7 +46,7 @@ class Found(NamedTuple):
 
 
 def langevin(network, task, theory, seed, steps=STEPS, share=None, networks=NETWORKS):
-    """``share`` is the learning rate times the curvature that the default rate knows of, 0.5 there."""
+    """``share`` is the learning rate times the curvature that the default rate knows of, 0.8 there."""
     at = np.linspace(steps / 2, steps, 51).round().astype(int)
     options = {"num_networks": networks, "progress": False}
     rate = None
@@ -60,6 +63,7 @@ def langevin(network, task, theory, seed, steps=STEPS, share=None, networks=NETW
     made, misfit = settings(tree), tree["training"]["squared_error"].to_numpy().mean(1)
     assert not made["left_out"]
     return Found(
+        entries,
         entries.mean(0),
         entries.std(0, ddof=1) / np.sqrt(networks),
         misfit,
@@ -88,16 +92,18 @@ def test_langevin_samples_and_theory(case):
     mean, error, width_error = (
         x[:, 0, :, 0][UPPER] for x in (cmp.kernel, cmp.mcse, cmp.finite_width)
     )
-    limit = student(NETWORKS - 1).isf(FALSE_ALARM / 2 / len(mean) / len(SEEDS))
-    rows = [langevin(network, task, theory, seed) for seed in SEEDS]
-    z = np.array([(row.mean - mean) / np.hypot(row.error, error) for row in rows])
-    target = theory.kernel[:, 0, :, 0][UPPER]
-    beside = np.array([(row.mean - target) / np.hypot(row.error, width_error) for row in rows])
-    own = np.mean([row.mean for row in rows], 0)
+    slow = sharing == "tied" and signal == max(KINDS[activation][1])
+    rows = [langevin(network, task, theory, seed, SLOW_STEPS if slow else STEPS) for seed in SEEDS]
+    entries = np.concatenate([row.entries for row in rows])
+    count, target = len(entries), theory.kernel[:, 0, :, 0][UPPER]
+    own, own_error = entries.mean(0), entries.std(0, ddof=1) / np.sqrt(count)
+    limit = student(count - 1).isf(FALSE_ALARM / 2 / len(mean))
+    z = (own - mean) / np.hypot(own_error, error)
+    beside = (own - target) / np.hypot(own_error, width_error)
+    size = np.linalg.norm(mean)
     print(
         f"| {activation}, {sharing}, {signal:g} | {np.abs(z).max():.2f} | {np.abs(beside).max():.2f} | {limit:.1f} "
-        f"| {np.linalg.norm(own - mean) / np.linalg.norm(mean):.4f} "
-        f"| {np.linalg.norm([r.error for r in rows]) / 2 / np.linalg.norm(mean):.4f} |"
+        f"| {np.linalg.norm(own - mean) / size:.4f} | {np.linalg.norm(own_error) / size:.4f} |"
     )
     assert all("at its end" in row.verdict for row in rows), [row.verdict for row in rows]
     assert np.abs(z).max() < limit
@@ -128,26 +134,34 @@ def test_error_falls_with_the_width():
 @pytest.mark.parametrize(
     ("activation", "noise", "signal"), [("linear", 0.5, 4.5), ("erf", 0.1, 2.5)]
 )
-def test_error_falls_with_the_step(activation, noise, signal):
-    """At N = 16, where fluctuations are far from normal: the kernel, and the outputs' variance, in the stiffest direction."""
+def test_no_bias_of_the_step(activation, noise, signal):
+    """No bias is seen up to the edge of stability, at N = 16, where fluctuations are far from normal: of the kernel, and of the
+    outputs' variance, in the steepest direction.
+    """
     task = TASK.scaled(signal)
     network = bk.Network(16, activation, noise=noise)
     theory = bk.solve(network, task)
     with jax.enable_x64(True):
         cmp = sampled(network, task, theory, 7)
-    mean = cmp.kernel[:, 0, :, 0][UPPER]
-    outputs = cmp.draws["posterior"]["output"].to_numpy()[..., 2, 0, 0].astype(float)
-    each = ((np.abs(outputs) - signal) ** 2).reshape(2, -1)
-    truth, own = each.mean(), each.std() / np.sqrt(each.size) / each.mean()
-    bias = []
+    mean, error = (x[:, 0, :, 0][UPPER] for x in (cmp.kernel, cmp.mcse))
+    truth = misfit(network, signal, cmp.draws["posterior"]["kernel"].to_numpy()[..., 2, 0, 2, 0])
+    size = np.linalg.norm(mean)
     for share in (1.8, 1.2, 0.6, 0.3):
         found = langevin(network, task, theory, 7, int(6000 / share), share=share, networks=256)
-        misfit = found.misfit / truth - 1
-        bias.append(misfit.mean())
+        off, own = found.misfit.mean() / truth - 1, found.misfit.std() / 16 / truth
         print(
-            f"| {activation} | {share:g} | {np.linalg.norm(found.mean - mean) / np.linalg.norm(mean):.4f} "
-            f"| {np.linalg.norm(found.error) / np.linalg.norm(mean):.4f}, {np.linalg.norm(cmp.mcse[:, 0, :, 0][UPPER]) / np.linalg.norm(mean):.4f} "
-            f"| {misfit.mean():+.3f} ± {np.hypot(misfit.std() / 16, own):.3f} | {found.verdict[:60]} |"
+            f"| {activation} | {share:g} | {np.linalg.norm(found.mean - mean) / size:.4f} "
+            f"| {np.hypot(np.linalg.norm(found.error), np.linalg.norm(error)) / size:.4f} "
+            f"| {100 * off:+.1f} ± {100 * own:.1f} % | {found.verdict[:60]} |"
         )
-    assert abs(bias[0]) > 2 * abs(bias[2])
-    assert abs(bias[-1]) < 0.1
+        z = (found.mean - mean) / np.hypot(found.error, error)
+        limit = student(255).isf(FALSE_ALARM / 2 / len(z))
+        assert np.abs(z).max() < limit
+        assert abs(off) < limit * own
+
+
+def misfit(network, signal, last):
+    """<(f - y)^2> from the law of f given the kernel's last entry, whatever the activation."""
+    prior, noise = last.astype(float) / network.width, network.noise / network.width
+    mean, variance = prior / (prior + noise) * signal, prior * noise / (prior + noise)
+    return np.mean((mean - signal) ** 2 + variance)

@@ -33,7 +33,7 @@ def tree(norm, **made):
         "squared_error": np.ones((COUNT, SEEN)),
     }  # fmt: skip
     made = {
-        "space": "trained", "optimizer": "langevin", "learning_rate": 0.01, "curvature": 50.0,
+        "space": "trained", "optimizer": "langevin", "weight_decay": 1.0, "learning_rate": 0.01, "curvature": 50.0,
         "num_steps": 1000, "at": [1000],
     } | made  # fmt: skip
     return arranged(rows, list(range(0, 1001, 10)), NETWORK, TASK, made)
