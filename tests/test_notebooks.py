@@ -49,6 +49,7 @@ SMALL = {
         "SIGNALS": np.array([0.5, 6.0]),
         "SAMPLED": (),
     },
+    "09_training": {"WIDTH": 64, "NETWORKS": 16, "STEPS": 8000, "DRAWS": 500},
 }
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -125,5 +126,5 @@ def test_executed_notebooks_keep_nothing_of_the_machine_that_ran_them(path):
         assert (cell.id, cell.metadata) == (f"cell-{k}", {})
 
 
-def test_there_are_eight():
+def test_there_are_nine():
     assert [path.stem for path in NOTEBOOKS] == list(SMALL)

@@ -130,8 +130,10 @@ def train(
     check_problem(network, task)
     name = optimizer if isinstance(optimizer, str) else "optax"
     _check_options(optimizer, learning_rate, batch_size, task.shape[1])
-    for argument, count in (("num_steps", num_steps), ("num_networks", num_networks)):
+    num_steps, num_networks = (
         positive_integer(argument, count)
+        for argument, count in (("num_steps", num_steps), ("num_networks", num_networks))
+    )
     decay = 0.0 if weight_decay == 0 else positive("weight_decay", weight_decay)
     kept = _checked_steps(at, num_steps)
     if not isinstance(keep, (tuple, list)) or any(name != "weights" for name in keep):
@@ -166,8 +168,8 @@ def train(
         share = 1.0 if batch_size is None else batch_size / task.shape[1]
         learning_rate = _SHARE[name] * share / curvature
     rate = 1.0 if learning_rate is None else learning_rate
-    seen = {int(step) for step in np.linspace(0, num_steps, _SEEN + 1).round()} | {*kept}
-    course = Course(run, data, rate, decay, tuple(sorted(seen)), frozenset(kept), bool(keep))
+    seen = _seen(num_steps, kept)
+    course = Course(run, data, rate, decay, seen, frozenset(kept), bool(keep))
     with training_bar(f"training, {name}", num_networks, num_steps, progress) as report:
         rows = train_ensemble(course, z, jax.random.split(key_steps, num_networks), report, disk)
     made = {
@@ -266,6 +268,13 @@ def _check_options(
         expected = f"a whole number of the {patterns} patterns"
         if batch_size is None or positive_integer("batch_size", batch_size) > patterns:
             raise InputError("batch_size", expected, batch_size)
+
+
+def _seen(num_steps: int, kept: list[int]) -> tuple[int, ...]:
+    """Steps of the trace: evenly spaced, before the first of them powers of two, and those that are kept."""
+    even = {int(step) for step in np.linspace(0, num_steps, _SEEN + 1).round()}
+    early = {2**k for k in range(num_steps.bit_length()) if 2**k * _SEEN < num_steps}
+    return tuple(sorted(even | early | {*kept}))
 
 
 def _checked_steps(at: Sequence[int], num_steps: int) -> list[int]:
