@@ -49,7 +49,68 @@ def width_scaling() -> None:
     fig.savefig(FOLDER / "width_scaling.png", dpi=110)
 
 
+# Ways of training of docs/training: options, and how they are drawn.
+WAYS = {
+    "Langevin": ({"optimizer": "langevin", "num_steps": 8000}, "C0-"),
+    "GD": ({"optimizer": "gd", "num_steps": 8000}, "C1-"),
+    "SGD, one pattern a step": ({"optimizer": "sgd", "batch_size": 1, "num_steps": 16_000}, "C2-"),
+    "Adam": ({"optimizer": "adam", "num_steps": 4000}, "C3-"),
+    "GD, stopped early": ({"optimizer": "gd", "num_steps": 100}, "C1*"),
+    "GD, no decay": ({"optimizer": "gd", "weight_decay": 0.0, "num_steps": 8000}, "C1--"),
+    "Adam, no decay": ({"optimizer": "adam", "weight_decay": 0.0, "num_steps": 4000}, "C3--"),
+}
+
+
+def training() -> None:
+    """What each way of training reaches, two patterns, linear and erf; prints the table of docs/training."""
+    patterns = [[1.0, 0.0], [0.5, 1.0]]
+    fig, axes = plt.subplots(2, 2, figsize=(11, 6.5), layout="constrained", sharex="row")
+    for row, (activation, noise, targets) in zip(
+        axes, (("linear", 0.5, [6.0, -6.0]), ("erf", 0.3, [3.0, -3.0])), strict=True
+    ):
+        network = bk.Network(128, activation, noise=noise)
+        task = bk.tasks.endpoint(patterns, targets, 3)
+        theory = bk.solve(network, task)
+        draws = bk.sample(jax.random.key(0), network, task, num_samples=2000)
+        f = draws["posterior"]["output"].to_numpy()[..., 2, :, 0]
+        row[0].axhline(np.mean((f - targets) ** 2), color="k", ls=":", label="posterior")
+        row[1].axhline(_alike(_norms(theory.kernel)), color="k", ls=":", label="theory")
+        print(f"{activation}: samples {100 * bk.compare(draws, theory).frobenius_error:.1f} %")
+        for name, (options, style) in WAYS.items():
+            tree = bk.train(jax.random.key(1), network, task, num_networks=16, **options)
+            cmp = bk.compare(tree, theory)
+            trace = tree["trace"]
+            steps, norms = trace["training_step"].to_numpy(), trace["norm"].to_numpy()
+            misfit, alike = trace["squared_error"].to_numpy().mean(0), _alike(norms)
+            shown = slice(-1 if "stopped" in name else 0, None)
+            row[0].plot(steps[shown], np.maximum(misfit, 1e-4)[shown], style, label=name)
+            row[1].plot(steps[shown], alike.mean(0)[shown], style, label=name)
+            print(
+                f"| {activation} | {name} | {100 * cmp.frobenius_error:.1f} % | {cmp.largest_z:.1f} of {cmp.threshold:.1f} "
+                f"| {alike[:, -1].mean():.2f} | {misfit[-1]:.3f} | {bk.diagnose(tree).verdict} |"
+            )
+        row[0].set(yscale="log", ylabel=f"{activation}: squared error (10⁻⁴ at least)")
+        row[1].set(ylim=(0, 1.05), ylabel="coherence of steps 2 and 3")
+    for ax in axes.ravel():
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_xlim(0, None)
+    for ax in axes[1]:
+        ax.set_xlabel("step of training")
+    axes[0, 1].legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    fig.savefig(FOLDER / "training.png", dpi=110)
+
+
+def _norms(kernel: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.sum(kernel**2, axis=(1, 3)))
+
+
+def _alike(norms: np.ndarray) -> np.ndarray:
+    """Norm of the block of steps 2 and 3 over those of their own blocks."""
+    return norms[..., 1, 2] / np.sqrt(norms[..., 1, 1] * norms[..., 2, 2])
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     kernels()
     width_scaling()
+    training()
