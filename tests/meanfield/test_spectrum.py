@@ -70,6 +70,52 @@ def test_singular_value_spikes_of_untied_networks():
         assert found[:, count].max() < 2.05
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """Linear networks that Langevin dynamics brought above the transition, with their weights."""
+    network, task = bk.Network(64, "linear", noise=0.5), bk.tasks.endpoint([[1.0]], [6.0], 3)
+    tree = bk.train(
+        jax.random.key(0),
+        network,
+        task,
+        num_steps=8000,
+        num_networks=32,
+        keep=("weights",),
+        progress=False,
+    )
+    assert bk.diagnose(tree).ok, bk.diagnose(tree).verdict
+    (predicted,) = bk.solve(network, task).outliers()
+    return tree["posterior"]["recurrent_weights"].to_numpy()[:, 0, 0], predicted.eigenvalues[0].real
+
+
+def outlier_z(W, predicted):
+    """Of the mean of the largest eigenvalue, which is off by order 1 / N."""
+    largest = np.abs(np.linalg.eigvals(W)).max(1)
+    return (largest.mean() - predicted) / np.hypot(
+        largest.std(ddof=1) / np.sqrt(len(W)), 1 / W.shape[1]
+    )
+
+
+@pytest.mark.long
+def test_outliers_of_trained_networks_are_those_predicted(trained):
+    assert abs(outlier_z(*trained)) < 4
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "planted",
+    [
+        lambda W: 1.15 * W,
+        lambda W: np.random.default_rng(0).permuted(W, axis=2),
+        lambda W: W - W.transpose(0, 2, 1),
+    ],
+    ids=["scale", "sources exchanged", "antisymmetric"],
+)
+def test_errors_in_trained_weights_are_noticed(trained, planted):
+    W, predicted = trained
+    assert abs(outlier_z(planted(W), predicted)) > 4
+
+
 def test_nothing_stands_out_without_data():
     network = bk.Network(64, "erf", noise=0.1)
     (found,) = bk.solve(network, bk.tasks.endpoint([[1.0]], [1e-3], 3)).outliers()
