@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -13,10 +12,7 @@ from numpy.typing import ArrayLike
 
 from bayeskernel.errors import InputError, integers, positive, positive_integer, real_array
 from bayeskernel.keys import check_key
-from bayeskernel.tasks.task import Floats, Task
-
-# A float64 array of that many takes 800 MB.
-_MOST_NUMBERS = 10**8
+from bayeskernel.tasks.task import Floats, Task, check_size
 
 Supervised: TypeAlias = Literal["all"] | Sequence[int]
 
@@ -36,7 +32,7 @@ def endpoint(patterns: ArrayLike, labels: ArrayLike, steps: int, *, name: str = 
     inputs = real_array("patterns", patterns, (2,), "(P, D)")
     values = real_array("labels", labels, (1, 2), "(P,) or (P, O)")
     steps = positive_integer("steps", steps)
-    _check_size(steps=steps, patterns=max(inputs.size, values.size, 1))
+    check_size(steps=steps, patterns=max(inputs.size, values.size, 1))
     if values.shape[0] != inputs.shape[0]:
         raise InputError(
             "labels", f"{inputs.shape[0]} rows, one per pattern", f"shape {values.shape}"
@@ -169,7 +165,7 @@ def sine(
         Supervised steps (counted from 1) or "all"; default every other step from the first.
     """
     patterns, steps = positive_integer("patterns", patterns), positive_integer("steps", steps)
-    _check_size(patterns=patterns, steps=steps)
+    check_size(patterns=patterns, steps=steps)
     phases = np.pi * np.arange(patterns) / patterns
     angles = phases + 2 * np.pi * np.arange(steps)[:, None] / positive("period", period)
     waves = positive("amplitude", amplitude) * np.sin(angles)
@@ -205,8 +201,8 @@ def linear_teacher(
     """
     patterns, steps = positive_integer("patterns", patterns), positive_integer("steps", steps)
     input_dim = positive_integer("input_dim", input_dim, minimum=2)
-    _check_size(patterns=patterns, steps=steps, input_dim=input_dim)
-    _check_size(input_dim=input_dim, other_input_dim=input_dim)
+    check_size(patterns=patterns, steps=steps, input_dim=input_dim)
+    check_size(input_dim=input_dim, other_input_dim=input_dim)
     key_inputs, key_rotation, key_reader = jax.random.split(check_key(rng_key), 3)
 
     def normal(key: jax.Array, shape: tuple[int, ...]) -> Floats:
@@ -225,12 +221,6 @@ def linear_teacher(
     return Task(
         _first_step_only(inputs, steps), _keep_steps(targets[..., None], supervised), "teacher"
     )
-
-
-def _check_size(**counts: int) -> None:
-    """Refuse a task that would not fit into memory before any of it is made."""
-    if math.prod(counts.values()) > _MOST_NUMBERS:
-        raise InputError(", ".join(counts), f"a product of at most {_MOST_NUMBERS:g}", counts)
 
 
 def _first_step_only(inputs: Floats, steps: int) -> Floats:

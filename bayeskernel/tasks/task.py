@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from bayeskernel.errors import LARGEST, InputError, positive, real_array
 
 Floats: TypeAlias = NDArray[np.float64]
+
+# Bytes of one array of a task; NumPy makes a few copies on the way.
+_MOST_BYTES = 8 * 10**8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,6 +96,18 @@ class Task:
         if signal == 0:
             return Task(self.inputs, 0.0 * self.targets, self.name)
         return Task(self.inputs, positive("signal", signal) * self.targets, self.name)
+
+
+def check_size(**counts: int) -> None:
+    """Refuse a task that would not fit into memory before any of it is made."""
+    size = 8 * math.prod(counts.values())
+    if size > _MOST_BYTES:
+        product = " * ".join(f"{number:,}" for number in counts.values())
+        raise InputError(
+            ", ".join(counts),
+            f"an array of at most {_MOST_BYTES / 1e9:g} GB",
+            f"{product} numbers, which take {-(-size // 10**9):,} GB",
+        )
 
 
 def _first_bad(argument: str, array: Floats) -> str:
