@@ -202,3 +202,76 @@ def test_bad_input_is_named(name):
         call()
     assert message in str(caught.value)
     assert ", got " in str(caught.value)
+
+
+class Dataset:
+    """What a neurogym dataset shows of itself: four trials of fixation and a choice of 1 or 2."""
+
+    seq_len, batch_size = 3, 4
+
+    def __init__(self, batch_first=False):
+        self.batch_first = batch_first
+        self.env = type("Env", (), {"action_space": type("Discrete", (), {"n": 3})})
+        self.observations = np.arange(24, dtype=np.float32).reshape(3, 4, 2)
+        self.actions = np.array([[0] * 4, [0, 0, 0, 1], [1, 1, 2, 1]])
+
+    def __call__(self):
+        if self.batch_first:
+            return self.observations.swapaxes(0, 1), self.actions.T
+        return self.observations, self.actions
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("mask_fixation", [False, True])
+def test_neurogym_actions_become_centred_one_hot(batch_first, mask_fixation):
+    dataset = Dataset(batch_first)
+    task = bk.tasks.from_neurogym(dataset, mask_fixation=mask_fixation)
+    assert task.shape == (3, 4, 2, 3)
+    assert np.array_equal(task.inputs, dataset.observations)
+    free = np.repeat((dataset.actions == 0)[..., None], 3, axis=2) & mask_fixation
+    assert np.array_equal(task.supervised, ~free)
+    assert task.targets[2, 2] == pytest.approx(np.array([-1, -1, 2]) / 3)
+    assert np.nansum(task.targets) == pytest.approx(0)
+    whole = bk.tasks.from_neurogym(dataset).targets
+    assert np.array_equal(whole.argmax(-1), dataset.actions)
+
+
+def test_neurogym_without_an_environment_counts_the_actions_it_meets():
+    dataset = Dataset()
+    assert bk.tasks.from_neurogym(lambda: dataset()).shape == (3, 4, 2, 3)
+    assert bk.tasks.from_neurogym(lambda: (dataset()[0], dataset()[1] * 2.0)).shape[3] == 5
+
+
+def changed(**attributes):
+    dataset = Dataset()
+    for name, value in attributes.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+LAYOUTS = {
+    "no dataset": (3, "int, which cannot be called"),
+    "no pair": (lambda: 5, "TypeError"),
+    "three arrays": (lambda: (1, 2, 3), "ValueError"),
+    "an argument needed": (lambda a: a, "TypeError"),
+    "at its end": (lambda: next(iter(())), "StopIteration"),
+    "no steps": (changed(observations=np.ones((3, 4))), "shape (3, 4)"),
+    "continuous actions": (changed(actions=np.ones((3, 4, 2))), "shape (3, 4, 2)"),
+    "fractions": (changed(actions=np.full((3, 4), 0.5)), "the action 0.5"),
+    "negative": (changed(actions=np.full((3, 4), -1)), "the action -1"),
+    "not a number": (changed(actions=np.full((3, 4), np.nan)), "the action nan"),
+    "infinite": (changed(actions=np.full((3, 4), np.inf)), "the action inf"),
+    "unknown action": (changed(actions=np.full((3, 4), 7)), "the action 7 of 3 actions"),
+    "words": (changed(actions=np.full((3, 4), "go")), "<U2"),
+    "transposed actions": (changed(actions=np.ones((4, 3), int)), "actions of shape (4, 3)"),
+    "batch first unsaid": (changed(seq_len=4, batch_size=3), "[3, 4] in the arrays, [4, 3]"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_unknown_layouts_of_neurogym_are_refused(name):
+    dataset, message = LAYOUTS[name]
+    with pytest.raises(InputError, match=r"dataset: expected .*a neurogym Dataset") as caught:
+        bk.tasks.from_neurogym(dataset)
+    assert message in str(caught.value)
+    assert "(seq_len, batch" in str(caught.value)

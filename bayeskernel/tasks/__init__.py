@@ -4,6 +4,7 @@ Arrays are ordered (step, pattern, feature): T steps, P patterns, D input featur
 """
 
 from bayeskernel.tasks.files import from_arrays
+from bayeskernel.tasks.neurogym import from_neurogym
 from bayeskernel.tasks.ready import digits, endpoint, linear_teacher, sine, sunspots
 from bayeskernel.tasks.task import Task
 from bayeskernel.tasks.trials import (
@@ -22,6 +23,7 @@ __all__ = [
     "endpoint",
     "flip_flop",
     "from_arrays",
+    "from_neurogym",
     "integration",
     "linear_teacher",
     "match_to_sample",
