@@ -50,6 +50,34 @@ def test_digits_scale_and_held_out_patterns():
     assert np.array_equal(later.inputs[0, :2], everything.inputs[0, 3:5])
 
 
+@pytest.mark.parametrize("classes", [range(10), (7, 2, 4)])
+def test_more_than_two_digits_are_centred_one_hot(classes):
+    n = len(classes)
+    task = bk.tasks.digits(classes, 3, 1, start=2)
+    assert task.shape == (1, 3 * n, 64, n)
+    assert np.array_equal(task.targets[-1].argmax(-1), np.repeat(np.arange(n), 3))
+    assert task.targets[-1].sum(0) == pytest.approx(np.zeros(n))
+    assert np.sort(task.targets[-1], axis=1) == pytest.approx(
+        np.tile([-1 / n] * (n - 1) + [1 - 1 / n], (3 * n, 1))
+    )
+    # Up to shift and scale, images of a class are the same beside whatever other class.
+    pair = bk.tasks.digits((classes[0], classes[1]), 3, 1, start=2)
+    there, here = np.ptp(pair.inputs[0, :6], axis=0), np.ptp(task.inputs[0, :6], axis=0)
+    shown = there > 0
+    assert here[shown] / there[shown] == pytest.approx(
+        np.full(shown.sum(), here.max() / there.max())
+    )
+
+
+def test_held_out_digits_have_the_scale_of_the_others():
+    everything = bk.tasks.digits(range(10), 174, 1)
+    assert np.mean(everything.inputs**2) == pytest.approx(1, rel=0.02)
+    later = bk.tasks.digits(range(10), 4, 1, start=170)
+    index = (174 * np.arange(10)[:, None] + np.arange(170, 174)).ravel()
+    assert np.array_equal(later.inputs, everything.inputs[:, index])
+    assert np.array_equal(later.targets, everything.targets[:, index])
+
+
 def test_sunspots_windows_continue_into_their_targets():
     task = bk.tasks.sunspots(3, 6, lags=5, stride=2, supervised="all")
     # The target of pattern a, step t is lag 1 + a later year: overlapping windows agree.
@@ -137,7 +165,33 @@ BAD = {
         "steps: expected an integer >= 1",
     ),
     "rows do not divide": (lambda: bk.tasks.digits(steps=3), "steps: expected 1, 2, 4 or 8"),
-    "one class": (lambda: bk.tasks.digits((1, 1)), "classes: expected two different digits"),
+    "one class": (lambda: bk.tasks.digits((1, 1)), "classes: expected two or more different"),
+    "a digit twice": (
+        lambda: bk.tasks.digits((3, 1, 3)),
+        "classes: expected two or more different digits 0..9, got (3, 1, 3)",
+    ),
+    "no such digit": (
+        lambda: bk.tasks.digits(range(11)),
+        "classes: expected two or more different digits 0..9, got range(0, 11)",
+    ),
+    "a negative digit": (lambda: bk.tasks.digits((-1, 1)), "classes: expected two or more"),
+    "half a digit": (lambda: bk.tasks.digits((0, 0.5)), "classes: expected two or more"),
+    "held-out digits past the end": (
+        lambda: bk.tasks.digits(range(10), 5, start=170),
+        "start + patterns_per_class: expected at most 174, the images there are of the digit 8, got 175",
+    ),
+    "a task of many gigabytes": (
+        lambda: bk.tasks.sine(10**6, 1000),
+        "patterns, steps: expected an array of at most 0.8 GB, got 1,000,000 * 1,000 numbers, which take 8 GB",
+    ),
+    "a teacher of many gigabytes": (
+        lambda: bk.tasks.linear_teacher(jax.random.key(0), 10**4, 10**4),
+        "10,000 * 10,000 * 8 numbers, which take 7 GB",
+    ),
+    "an endpoint of many gigabytes": (
+        lambda: bk.tasks.endpoint(ones((10, 10)), ones(10), 10**8),
+        "100,000,000 * 100 numbers, which take 80 GB",
+    ),
     "too many digits": (lambda: bk.tasks.digits(patterns_per_class=500), "expected at most"),
     "outside the series": (
         lambda: bk.tasks.sunspots(100, 6),

@@ -41,25 +41,26 @@ def endpoint(patterns: ArrayLike, labels: ArrayLike, steps: int, *, name: str = 
 
 
 def digits(
-    classes: tuple[int, int] = (0, 1),
+    classes: Sequence[int] = (0, 1),
     patterns_per_class: int = 2,
     steps: int = 4,
     *,
     start: int = 0,
 ) -> Task:
-    """Two classes of handwritten digits, read top to bottom; the answer is due at the last step.
+    """Classes of handwritten digits, read top to bottom; the answer is due at the last step.
 
     8 x 8 images of the UCI handwritten digits shipped with scikit-learn. Step t sees the t-th group
-    of 8 / T rows; the target is +1 for the first class and -1 for the second. The mean image of both
-    classes is subtracted and pixels are scaled to unit mean square over all images of both classes,
-    so that ‖x‖^2 / D is about one on average.
+    of 8 / T rows. The mean image of all classes is subtracted and pixels are scaled to unit mean
+    square over all images of these classes, so that ‖x‖^2 / D is about one on average.
 
     Parameters
     ----------
     classes
-        The two digits to tell apart.
+        The n digits to tell apart, at least two. Of two, the target is +1 for the first and -1 for
+        the second (O = 1); of more, centred one-hot (O = n): 1 - 1/n for the image's own class,
+        -1/n for the others.
     patterns_per_class
-        P / 2.
+        P / n.
     steps
         T: 1, 2, 4 or 8.
     start
@@ -70,23 +71,31 @@ def digits(
     start = positive_integer("start", start, minimum=0)
     if 8 % steps:
         raise InputError("steps", "1, 2, 4 or 8, so that every step sees equally many rows", steps)
-    two = "two different digits 0..9"
-    chosen = integers("classes", classes, two)
-    if len(chosen) != 2 or len({*chosen}) != 2 or not {*chosen} <= {*range(10)}:
-        raise InputError("classes", two, repr(classes))
+    different = "two or more different digits 0..9"
+    chosen = integers("classes", classes, different)
+    number = len(chosen)
+    if number < 2 or len({*chosen}) != number or not {*chosen} <= {*range(10)}:
+        raise InputError("classes", different, repr(classes))
     from sklearn.datasets import load_digits  # takes a third of a second
 
     images, labels = load_digits(return_X_y=True)
-    available = min(int(np.sum(labels == digit)) for digit in chosen)
+    rarest = min(chosen, key=lambda digit: int(np.sum(labels == digit)))
+    available = int(np.sum(labels == rarest))
     if start + count > available:
-        raise InputError("start + patterns_per_class", f"at most {available}", start + count)
-    both = images[np.isin(labels, chosen)]
-    centre = both.mean(axis=0)
-    scale = np.sqrt(np.mean((both - centre) ** 2))
+        raise InputError(
+            "start + patterns_per_class",
+            f"at most {available}, the images there are of the digit {rarest}",
+            start + count,
+        )
+    of_classes = images[np.isin(labels, chosen)]
+    centre = of_classes.mean(axis=0)
+    scale = np.sqrt(np.mean((of_classes - centre) ** 2))
     picked = np.concatenate([images[labels == digit][start : start + count] for digit in chosen])
-    rows = ((picked - centre) / scale).reshape(2 * count, steps, -1)
-    targets = _last_step_only(np.repeat([1.0, -1.0], count), steps)
-    return Task(rows.swapaxes(0, 1), targets, f"digits {chosen[0]} against {chosen[1]}")
+    rows = ((picked - centre) / scale).reshape(number * count, steps, -1)
+    answers = np.array([[1.0], [-1.0]]) if number == 2 else np.eye(number) - 1 / number
+    name = " against ".join(map(str, chosen)) if number == 2 else ", ".join(map(str, chosen))
+    targets = _last_step_only(np.repeat(answers, count, axis=0), steps)
+    return Task(rows.swapaxes(0, 1), targets, f"digits {name}")
 
 
 def sunspots(
