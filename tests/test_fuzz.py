@@ -90,6 +90,21 @@ CONSTRUCTORS = {
         bk.tasks.linear_teacher,
         {"rng_key": KEY, "patterns": WHOLE, "steps": WHOLE, "input_dim": WHOLE, "angle": SCALE},
     ),
+    "decision": (
+        bk.tasks.decision,
+        {
+            "coherences": st.one_of(st.lists(st.floats(0, 1), max_size=3), JUNK), "steps": WHOLE,
+            "fixation": WHOLE, "noise": SCALE, "trials": WHOLE, "rng_key": KEY,
+        },
+    ),
+    "flip_flop": (
+        bk.tasks.flip_flop,
+        {"bits": WHOLE, "steps": WHOLE, "spacing": WHOLE, "trials": WHOLE, "rng_key": KEY},
+    ),
+    "from_neurogym": (
+        bk.tasks.from_neurogym,
+        {"dataset": st.one_of(JUNK, st.tuples(PATTERNS, PATTERNS).map(lambda pair: lambda: pair))},
+    ),
     "from_arrays": (bk.tasks.from_arrays, {"source": JUNK}),
     "Sharing": (bk.Sharing, {"recurrent": SHARING, "input": SHARING, "readout": SHARING}),
     "Network": (

@@ -24,6 +24,11 @@ _MAKERS: dict[str, Callable[..., Task]] = {
     "sunspots": tasks.sunspots,
     "sine": tasks.sine,
     "linear_teacher": tasks.linear_teacher,
+    "decision": tasks.decision,
+    "match_to_sample": tasks.match_to_sample,
+    "context_decision": tasks.context_decision,
+    "integration": tasks.integration,
+    "flip_flop": tasks.flip_flop,
 }
 _SPACINGS: dict[str, Callable[..., Any]] = {"linear": np.linspace, "log": np.geomspace}
 _TABLES = ("task", "network", "grid", "sample", "solve")
@@ -32,10 +37,10 @@ _TABLES = ("task", "network", "grid", "sample", "solve")
 def read_description(file: Path) -> dict[str, Any]:
     """Arguments of `bayeskernel.sweep` from a TOML file.
 
-    ``[task]`` holds ``name`` and the arguments of that function of `bayeskernel.tasks` (of ``linear_teacher``
-    ``seed`` instead of a key); ``[network]`` those of `Network`; ``[grid]`` lists, or tables with ``start``,
-    ``stop`` and ``count`` for evenly spaced values (``spacing = "log"`` for equal ratios); ``[sample]`` options
-    of `sample`; ``solve`` is true or false.
+    ``[task]`` holds ``name`` and the arguments of that function of `bayeskernel.tasks` (``seed`` instead of a
+    key, 0 for ``linear_teacher`` if not given); ``[network]`` those of `Network`; ``[grid]`` lists, or tables with
+    ``start``, ``stop`` and ``count`` for evenly spaced values (``spacing = "log"`` for equal ratios); ``[sample]``
+    options of `sample`; ``solve`` is true or false.
     """
     try:
         given = tomllib.loads(file.read_text())
@@ -65,9 +70,10 @@ def _task(given: dict[str, Any], over_steps: bool) -> Task | Callable[[int], Tas
     if name not in _MAKERS:
         raise InputError("[task] name", f"one of {sorted(_MAKERS)}", repr(name))
     make = _MAKERS[name]
-    if name == "linear_teacher":
+    takes_key = "rng_key" in inspect.signature(make).parameters
+    if name == "linear_teacher" or (takes_key and "seed" in given):
         (seed,) = integers("[task] seed", [given.pop("seed", 0)], "a whole number")
-        make = partial(make, jax.random.key(seed))
+        make = partial(make, rng_key=jax.random.key(seed))
     if not over_steps:
         return _called("[task]", make, given)
     if "steps" in given:
