@@ -275,3 +275,16 @@ def test_unknown_layouts_of_neurogym_are_refused(name):
         bk.tasks.from_neurogym(dataset)
     assert message in str(caught.value)
     assert "(seq_len, batch" in str(caught.value)
+
+
+def test_trials_are_described_in_the_file_of_a_sweep(tmp_path):
+    from bayeskernel.sweeps.description import read_description
+
+    def described(arguments):
+        file = tmp_path / "sweep.toml"
+        file.write_text(f'[task]\nname = "decision"\n{arguments}\n[grid]\nsteps = [6, 9]\n')
+        return read_description(file)["task"](9).inputs
+
+    assert np.array_equal(described("fixation = 2"), bk.tasks.decision(steps=9, fixation=2).inputs)
+    noisy = bk.tasks.decision(steps=9, noise=0.5, rng_key=jax.random.key(3)).inputs
+    assert np.array_equal(described("noise = 0.5\nseed = 3"), noisy)
