@@ -31,10 +31,10 @@ _STRONG_SIGNAL, _STRONGLY = 2.0, 1e-3
 _SEARCHED = 128
 # How far a saddle is left along its unstable direction, in standard deviations of one unit.
 _PUSH = 0.4
-# Curvature above -this is stable within the solver's accuracy.
-FLAT = 1e-6
-# Residual at which nodes are replaced by those of full accuracy.
-_ROUGHLY = 0.03
+# Curvature above -this is stable within the solver's accuracy, and on few random nodes.
+FLAT, _NOISY = 1e-6, 0.05
+# Residual at which nodes are replaced by those of full accuracy, and steps after which their noise is enough.
+_ROUGHLY, _ROUGH_STEPS = 0.03, 50
 # A residual below this share of its Monte-Carlo error is as good as none.
 _SHARE_OF_NOISE = 0.02
 # Two kernels closer than this, or than their Monte-Carlo errors allow, are one solution.
@@ -107,7 +107,7 @@ class Search(NamedTuple):
         if every_branch and searchable and best.status is Status.CONVERGED:
             # Noise of particles alone would leave a symmetric start in any direction.
             leant = _leant(Saddle(self.problem, best.start))[1][:1]
-            above = [self._scaled(_STRONG_SIGNAL)._roughly(point) for point in leant]
+            above = [self._scaled(_STRONG_SIGNAL)._strong(point) for point in leant]
             kept = self._descended([point for point in above if point is not None], kept)
         return [self._canonical(solution) for solution in kept]
 
@@ -127,16 +127,26 @@ class Search(NamedTuple):
 
     def _rough(self, start: Point) -> Descent:
         """Where a descent leads, not yet on nodes of full accuracy; in stages of the signal where it gets stuck."""
-        newton = replace(self.newton, tolerance=max(self.newton.tolerance, _ROUGHLY))
-        descent = newton.descend(self.problem, start, self.rng, self._report("descent"))
+        descent = self._roughly(self.problem, start, "descent")
         for stage in range(1, _STAGES + 1):
             if descent.status in (Status.CONVERGED, Status.MAX_STEPS):
                 break
             part = self.problem.scaled(stage / _STAGES)
-            staged = newton.descend(part, start, self.rng, self._report(f"stage {stage}"))
+            staged = self._roughly(part, start, f"stage {stage}")
             if staged.status is not Status.CONVERGED:
                 break
             start, descent = staged.saddle.point, staged if stage == _STAGES else descent
+        return descent
+
+    def _roughly(self, problem: Problem, start: Point, stage: str) -> Descent:
+        """Where a descent leads as far as its nodes tell: random ones have a residual of their own."""
+        newton = replace(self.newton, tolerance=max(self.newton.tolerance, _ROUGHLY))
+        if start.random:
+            newton = replace(newton, max_steps=min(newton.max_steps, _ROUGH_STEPS))
+        descent = newton.descend(problem, start, self.rng, self._report(stage))
+        if start.random and descent.status in (Status.MAX_STEPS, Status.STALLED):
+            if descent.saddle.residual < monte_carlo(descent.saddle).residual:
+                return descent._replace(status=Status.CONVERGED)
         return descent
 
     def _converged(self, rough: Descent) -> Solution:
@@ -174,7 +184,7 @@ class Search(NamedTuple):
                 queue += _beside(Saddle(self.problem, solution.start))
         return sorted(reached, key=_rank)
 
-    def _roughly(self, start: Point) -> Point | None:
+    def _strong(self, start: Point) -> Point | None:
         """A point close to a stable solution of this problem; None where there is none."""
         newton = replace(self.newton, tolerance=_STRONGLY)
         for _ in range(4):
@@ -277,7 +287,7 @@ def _refined(saddle: Saddle, rng: np.random.Generator) -> Point:
 def _beside(saddle: Saddle) -> list[Point]:
     """Points beside a saddle along its unstable direction; none where it is stable."""
     curvature, points = _leant(saddle)
-    return points if curvature < -2 * FLAT else []
+    return points if curvature < -(_NOISY if saddle.point.random else 2 * FLAT) else []
 
 
 def _leant(saddle: Saddle) -> tuple[float, list[Point]]:

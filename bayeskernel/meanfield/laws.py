@@ -107,6 +107,12 @@ class Law(Protocol):
     def retracted(self, x: Floats) -> Floats:
         """A change of C that is R x to first order and leaves the domain less easily."""
 
+    def null(self, dC: Floats) -> Floats:
+        """What of a change of C (n, n) no tilt brings about."""
+
+    def null_tilt(self, dCt: Floats) -> Floats:
+        """What of a change of Ct (n, n) moves no C."""
+
     def bent(self, x: Floats, slope: Floats) -> Floats:
         """What the retraction adds to a Hessian along x, times ``slope``."""
 
@@ -218,6 +224,12 @@ class Wick:
         """The change r (X + X^2 / 2) r^T: C + dC is positive definite for every x."""
         X = self._entries.matrix(x)
         return np.asarray(self._root @ (X + X @ X / 2) @ self._root.T)
+
+    def null(self, dC: Floats) -> Floats:
+        """Nothing: the range of C stays as it is."""
+        return np.zeros_like(dC)
+
+    null_tilt = null
 
     def bent(self, x: Floats, slope: Floats) -> Floats:
         """(X G + G X) / 2."""

@@ -25,8 +25,9 @@ from bayeskernel.meanfield.sites import Sites, every_entry
 
 Floats = NDArray[np.float64]
 
-# Directions in which the statistics vary less than this, relative to their scale, are null.
-_NULL = 1e-11
+# Directions in which the statistics vary less than this, relative to their scale and for each of them, are null: on grids, and
+# on random nodes, whose few far ones make up what small directions vary by.
+_NULL, _UNSEEN = 1e-11, 1e-6
 # Random nodes that second derivatives are averaged over, and how many for each statistic, where these only steer Newton's
 # method and propagate errors; and how many numbers their statistics may be for fluctuations.
 _STEERING, _PER_STATISTIC, _ACCURATE = 4096, 8, 2**24
@@ -144,6 +145,16 @@ class Moments:
         """Nothing."""
         return np.zeros_like(x)
 
+    def null(self, dC: Floats) -> Floats:
+        """What of dC no tilt brings about: dC - R R^-1 dC among the entries solved for."""
+        kept = self._sites.entries.matrix(self._sites.entries.vector(dC))
+        return kept - self.spread(self.whitened(dC))
+
+    def null_tilt(self, dCt: Floats) -> Floats:
+        """What of dCt moves no C: dCt - R^-T R^T dCt."""
+        kept = self._sites.entries.matrix(self._sites.entries.vector(dCt))
+        return kept - self.tilt(self.gathered(dCt))
+
     def noise(self) -> Floats:
         """Covariance over clouds of the means of (s, b), zero on grids; shape (n + q, n + q)."""
         size = len(self._of_C) + len(self._of_K)
@@ -189,7 +200,7 @@ class Moments:
         scale = np.sqrt(np.diag(covariance))
         inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
         values, vectors = np.linalg.eigh(inverse_scale[:, None] * covariance * inverse_scale)
-        keep = values > _NULL * len(values)
+        keep = values > (_UNSEEN if self._own.random else _NULL) * len(values)
         stretch = np.sqrt(values[keep])
         root = scale[:, None] * vectors[:, keep] * stretch
         return root, (vectors[:, keep] / stretch).T * inverse_scale

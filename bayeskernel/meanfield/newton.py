@@ -114,10 +114,12 @@ class Newton:
         return Descent(saddle, Status.MAX_STEPS)
 
     def _settled(self, saddle: Saddle, rng: np.random.Generator) -> Saddle:
-        """The same C on nodes that cover the law, with the Ct that belongs to it."""
+        """The same C but for null directions on nodes that cover the law, with the Ct that belongs to it."""
         for _ in range(self.max_steps):
             if self.renew and saddle.effective < self.overlap:
                 saddle = Saddle(saddle.problem, renewed(saddle, rng))
+            if saddle.point.random:
+                saddle = Saddle(saddle.problem, saddle.settled())
             if not np.linalg.norm(saddle.mismatch) > self.matched:
                 break
             saddle = _corrected(saddle)

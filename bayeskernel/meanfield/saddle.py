@@ -242,10 +242,15 @@ class Saddle(Stationarity):
     def moved(self, x: Floats, conjugate: Floats) -> Point:
         """The point after a step in whitened coordinates."""
         dC = self._joined([law.retracted(own) for law, own in self._parts(x)])
-        allowed, point = self._allowed, self.point
-        return point._replace(
-            C=np.where(allowed, point.C + dC, 0.0),
-            Ct=np.where(allowed, point.Ct + self.tilt(conjugate), 0.0),
+        return self._shifted(dC, self.tilt(conjugate))
+
+    def settled(self) -> Point:
+        """The point with null directions, which no step moves, where averages and `conjugate` have them."""
+        off_C, off_Ct = self.average - self.point.C, self.conjugate - self.point.Ct
+        pairs = list(zip(self.laws, self._blocks, strict=True))
+        return self._shifted(
+            self._joined([law.null(off_C[block]) for law, block in pairs]),
+            self._joined([law.null_tilt(off_Ct[block]) for law, block in pairs]),
         )
 
     def target(self, x: Floats, conjugate: Floats) -> tuple[Floats, Floats]:
@@ -266,6 +271,12 @@ class Saddle(Stationarity):
         curved = np.array([self.curved(x) for x in units]).reshape(shape)
         reduced = curved + followed.T @ followed
         return followed, (reduced + reduced.T) / 2
+
+    def _shifted(self, dC: Floats, dCt: Floats) -> Point:
+        point, allowed = self.point, self._allowed
+        return point._replace(
+            C=np.where(allowed, point.C + dC, 0.0), Ct=np.where(allowed, point.Ct + dCt, 0.0)
+        )
 
     def _stiff(self, dC: Floats, dK: Floats) -> Floats:
         """The change of 2 dF/dC with dC at fixed Ct, shape (d, d)."""
