@@ -144,9 +144,9 @@ class Search(NamedTuple):
         if start.random:
             newton = replace(newton, max_steps=min(newton.max_steps, _ROUGH_STEPS))
         descent = newton.descend(problem, start, self.rng, self._report(stage))
-        if start.random and descent.status in (Status.MAX_STEPS, Status.STALLED):
-            if descent.saddle.residual < monte_carlo(descent.saddle).residual:
-                return descent._replace(status=Status.CONVERGED)
+        stopped = start.random and descent.status in (Status.MAX_STEPS, Status.STALLED)
+        if stopped and descent.saddle.residual < monte_carlo(descent.saddle).residual:
+            return descent._replace(status=Status.CONVERGED)
         return descent
 
     def _converged(self, rough: Descent) -> Solution:

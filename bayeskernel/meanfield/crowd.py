@@ -38,17 +38,21 @@ Floats = NDArray[np.float64]
 _MOST_STATISTICS, _PARTICLES = 300, 8192
 # Transitions of a sweep, and kicks of one.
 _TRANSITIONS, _KICKS = 2, 6
-# Sweeps while the signal is raised, most on the way, the share by which a step may change any direction of C; steps above this
-# multiple of the shortest no longer bring the point closer.
-_RAISED, _APPROACH, _STRONGEST, _CLOSER = 24, 80, 0.3, 0.8
+# Sweeps while the signal is raised, most on the way, and those of a window: the way is over when steps of one are no shorter
+# than this share of those of the one before.
+_RAISED, _APPROACH, _WINDOW, _SHORTER = 24, 300, 12, 0.8
+# The share by which a step may change any direction of C, and by which one of Newton's may, which is gone in several.
+_STRONGEST, _BOLD = 0.3, 1.0
 # Largest gain, sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch,
-# whose scatter tells the error, and the relative error of the kernel aimed at and accepted.
-_GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 32, (48, 192), 8
-_ACCURACY, _ACCEPTED = 0.008, 0.015
+# whose scatter tells the error, the relative error of the kernel aimed at and accepted, and the residual accepted.
+_GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 8, (48, 192), 8
+_ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.05
 # How far a saddle is left along its unstable direction, and curvature above minus this is no saddle within the noise.
 _PUSH, _NOISY = 0.4, 0.05
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.03
+# Negative eigenvalues of K that rounding errors make, relative to the largest.
+_ROUNDING = 1e-6
 # Descents off saddles.
 _DESCENTS = 3
 
@@ -61,7 +65,7 @@ class Crowd:
     sites
         The group.
     z
-        h = L(K) z at the pivots, shape (M, r), float32.
+        h = K^(1/2) z, shape (M, n), float32. The symmetric root follows K through ranks that come and go.
     step
         Of the Hamiltonian transitions, adapted as they go.
     """
@@ -75,8 +79,7 @@ class Crowd:
         self, K: Floats, Ct: Floats, key: jax.Array, *, symmetric: bool
     ) -> tuple[Crowd, Averages]:
         """The particles after a sweep at (K, Ct), and averages over them."""
-        pivots = np.ix_(self.sites.pivots, self.sites.pivots)
-        root = jnp.asarray(self.sites.spread @ np.linalg.cholesky(K[pivots]), jnp.float32)
+        root = jnp.asarray(_symmetric_root(K), jnp.float32)
         z, step, moments = _sweep(
             self.sites.phi, self.z, root, jnp.asarray(Ct, jnp.float32), key, self.step
         )
@@ -89,16 +92,12 @@ class Crowd:
 
     def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
         """Some of the particles, (count, n)."""
-        pivots = np.ix_(self.sites.pivots, self.sites.pivots)
-        root = self.sites.spread @ np.linalg.cholesky(K[pivots])
         chosen = rng.choice(len(self.z), count, replace=False)
-        return np.asarray(self.z, np.float64)[chosen] @ root.T
+        return np.asarray(self.z, np.float64)[chosen] @ _symmetric_root(K)
 
     def flipped(self, signs: Floats) -> Crowd:
         """The particles under h -> signs h."""
-        return Crowd(
-            self.sites, self.z * jnp.asarray(signs[self.sites.pivots], jnp.float32), self.step
-        )
+        return Crowd(self.sites, self.z * jnp.asarray(signs, jnp.float32), self.step)
 
 
 class _Moments(NamedTuple):
@@ -171,9 +170,7 @@ class CrowdSearch(NamedTuple):
 
     def _prior(self) -> Point:
         C = prior_recursion(self.problem)
-        crowds = tuple(
-            _from_prior(sites, self.rng) for sites in groups(self.problem, precision="float32")
-        )
+        crowds = tuple(_from_prior(sites, self.rng) for sites in groups(self.problem))
         return Point(C, np.zeros_like(C), crowds, symmetric=True)  # type: ignore[arg-type]
 
     def _swept(self, point: Point) -> tuple[Point, tuple[Averages, ...]]:
@@ -188,33 +185,40 @@ class CrowdSearch(NamedTuple):
             averages.append(own)
         return point._replace(nodes=tuple(crowds)), tuple(averages)
 
-    def _stepped(self, state: _State, radius: float) -> _State:
+    def _stepped(self, state: _State) -> _State:
         """A sweep, and a share of the step of Newton's method that its averages ask for."""
         point, averages = self._swept(state.point)
         pairs = zip(state.smooth or averages, averages, strict=True)
         smooth = tuple(own.blended(new, _GAIN) for own, new in pairs)
         laws = tuple(own.law for own in smooth)
         saddle = Saddle(self.problem, point, laws, averages)
+        radius = np.sqrt(self.problem.size)
         x, _, _ = steihaug(saddle.product, saddle.reduced_slope, radius, share=_SHARE)
+        # A long way is gone in steps, on each of which Ct is to belong to C.
+        strength, left = saddle.strength(x), np.zeros_like(x)
+        if strength > _BOLD:
+            x = _BOLD / strength * x
+            left = saddle.reduced_slope + saddle.product(x)
         tilt = saddle.mismatch + saddle.followed(x)
-        strength = saddle.strength(x)
-        gain = min(_GAIN, _STRONGEST / max(strength, saddle.strength(tilt)))
+        gain = min(_GAIN, _STRONGEST / max(saddle.strength(x), saddle.strength(tilt)))
         C, Ct = saddle.target(x, tilt)
+        Ct = Ct + saddle.tilt(left)
         point = point._replace(
             C=point.C + gain * (C - point.C), Ct=point.Ct + gain * (Ct - point.Ct)
         )
         return _State(point, smooth, averages, strength, gain)
 
     def _approached(self, start: Point) -> _State:
-        """Steps of bounded strength while the signal is raised, and on until they are as short as their noise."""
+        """Steps while the signal is raised, and on until they are as short as their noise."""
         state, strengths, raised = _State(start), list[float](), bool(np.any(start.Ct))
         for sweep in range(_APPROACH):
             signal = 1.0 if raised else min(1.0, (sweep + 1) / _RAISED)
-            state = self._scaled(signal)._stepped(state, np.sqrt(self.problem.size))
+            state = self._scaled(signal)._stepped(state)
             strengths.append(state.strength)
             self._report("approach", sweep, state.strength)
-            settled = sweep > _RAISED and state.strength > _CLOSER * min(strengths[:-1])
-            if state.gain == _GAIN and settled:
+            before, last = strengths[-2 * _WINDOW : -_WINDOW], strengths[-_WINDOW:]
+            calm = sweep >= _RAISED + 2 * _WINDOW and max(last) < _BOLD
+            if calm and np.mean(last) > _SHORTER * np.mean(before):
                 break
         return state
 
@@ -222,7 +226,7 @@ class CrowdSearch(NamedTuple):
         """The mean of so many points of the iteration that it is accurate enough."""
         average = _Average(self.problem.size)
         for sweep in range(-_SETTLING, _AVERAGED[1]):
-            state = self._stepped(state, np.inf)
+            state = self._stepped(state)
             if sweep < 0:
                 continue
             average.add(state.point.C, state.point.Ct, state.averages)
@@ -238,7 +242,7 @@ class CrowdSearch(NamedTuple):
 
     def _finished(self, average: _Average, curvature: float) -> Solution:
         saddle, nan = average.saddle, float("nan")
-        accurate = average.relative_error < _ACCEPTED
+        accurate = average.relative_error < _ACCEPTED and saddle.residual < _BALANCED
         start, signs = (
             saddle.point,
             canonical_signs(self.problem.tensor(saddle.point.C), self.problem.symmetry),
@@ -342,8 +346,16 @@ def _flipped(saddle: Saddle, signs: Floats) -> Saddle:
 
 
 def _from_prior(sites: Sites, rng: np.random.Generator) -> Crowd:
-    half = rng.standard_normal((_PARTICLES // 2, len(sites.pivots)), np.float32)
+    half = rng.standard_normal((_PARTICLES // 2, len(sites.members)), np.float32)
     return Crowd(sites, jnp.asarray(np.concatenate([half, -half])), jnp.float32(0.1))
+
+
+def _symmetric_root(K: Floats) -> Floats:
+    """K^(1/2); LinAlgError where K is not positive semi-definite."""
+    values, vectors = np.linalg.eigh(K)
+    if not values[0] > -_ROUNDING * max(values[-1], 1.0):
+        raise np.linalg.LinAlgError("K is not positive")
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T)
 
 
 @partial(jax.jit, static_argnums=0)

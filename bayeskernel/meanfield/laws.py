@@ -24,10 +24,9 @@ from bayeskernel.meanfield.sites import Entries, Sites, every_entry
 
 Floats = NDArray[np.float64]
 
-# Directions of C that hold less than this share of the variance of its sites are null; rounding errors of its entries may make
-# them negative by that of double precision, or of single.
-_NULL = 1e-9
-_SINGLE = 1e-6
+# Directions of C that hold less than this share of the variance of its sites, for each of them, are null: where C is exact, and
+# where it is an average over particles in single precision, whose small directions are made by few of them.
+_NULL, _SAMPLED = 1e-9, 1e-5
 # Variances below this have few digits left, and are none.
 _VANISHING = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
 # Least share of a direction of C that a step leaves.
@@ -49,7 +48,7 @@ class Averages(NamedTuple):
     @property
     def law(self) -> Wick:
         """Wick's law of these averages."""
-        law = Wick(0.0, self.C, self.Y, self.B, _SINGLE)
+        law = Wick(0.0, self.C, self.Y, self.B, _SAMPLED)
         law.mean = self.mean
         return law
 
@@ -166,12 +165,12 @@ class Wick:
         C: Floats,
         Y: Floats,
         B: Floats,
-        rounding: float = _NULL,
+        null: float = _NULL,
         fed: slice = slice(None),
     ) -> None:
         self.log_normaliser, self.C, self.Y, self.B = log_normaliser, C, Y, B
         self.mean = np.zeros(len(C))
-        self._root, self._inverse = _root(C, rounding)
+        self._root, self._inverse = _root(C, null)
         # Products of large matrices leave out the sites whose K is given.
         self._fed, self._carry = (fed, fed), self._inverse @ Y[:, fed]
         self._entries: Entries = every_entry(self._root.shape[1])
@@ -215,10 +214,10 @@ class Wick:
         return float(np.max(np.abs(np.linalg.eigvalsh(self._entries.matrix(x))), initial=0.0))
 
     def stretched(self, x: Floats) -> Floats:
-        """R (1 + X) r^T, eigenvalues of 1 + X raised to `_LEAST` where they are smaller."""
+        """C + r X r^T, eigenvalues of 1 + X raised to `_LEAST` where they are smaller."""
         values, vectors = np.linalg.eigh(self._entries.matrix(x))
-        half = self._root @ (vectors * np.sqrt(np.maximum(1 + values, _LEAST)))
-        return np.asarray(half @ half.T)
+        turned = self._root @ vectors
+        return self.C + turned * np.maximum(values, _LEAST - 1) @ turned.T
 
     def retracted(self, x: Floats) -> Floats:
         """The change r (X + X^2 / 2) r^T: C + dC is positive definite for every x."""
@@ -288,15 +287,15 @@ class Gaussian:
         return np.asarray(rng.multivariate_normal(np.zeros(len(K)), law.C, count))
 
 
-def _root(C: Floats, rounding: float) -> tuple[Floats, Floats]:
+def _root(C: Floats, null: float) -> tuple[Floats, Floats]:
     """(r, r^-1) with C = r r^T on its range; LinAlgError where C is not positive semi-definite."""
     size = np.abs(np.diag(C))
     scale = np.sqrt(np.where(size > _VANISHING, size, 0.0))
     inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
     values, vectors = np.linalg.eigh(inverse_scale[:, None] * C * inverse_scale)
-    if not np.all(values > -rounding * len(C)):
+    if not np.all(values > -null * len(C)):
         raise np.linalg.LinAlgError("a kernel is not positive")
-    keep = values > _NULL * len(C)
+    keep = values > null * len(C)
     stretch = np.sqrt(values[keep])
     return scale[:, None] * vectors[:, keep] * stretch, (
         vectors[:, keep] / stretch
