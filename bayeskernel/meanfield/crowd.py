@@ -45,7 +45,7 @@ _RAISED, _APPROACH, _WINDOW, _SHORTER = 24, 300, 12, 0.8
 _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gain, sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch,
 # whose scatter tells the error, the relative error of the kernel aimed at and accepted, and the residual accepted.
-_GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 8, (48, 192), 8
+_GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 24, (48, 192), 8
 _ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.05
 # How far a saddle is left along its unstable direction, and curvature above minus this is no saddle within the noise.
 _PUSH, _NOISY = 0.4, 0.05

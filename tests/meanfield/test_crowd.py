@@ -58,3 +58,24 @@ def test_an_iteration_that_leaves_the_domain_says_so():
     assert not theory.converged
     assert theory.result in set(Status)
     assert np.isnan(theory.monte_carlo_error).all() or theory.result is Status.MAX_STEPS
+
+
+def test_trials_with_sites_that_nearly_coincide(monkeypatch):
+    """All inputs are the same while an animal fixates, and none come while it answers."""
+    task = bk.tasks.decision((0.5, 1.0), steps=4, stimulus=1)
+    network = bk.Network(512, "erf", noise=1.0)
+    moving = bk.solve(network, task)
+    monkeypatch.setattr(crowd, "_MOST_STATISTICS", 300)
+    weighted = bk.solve(network, task)
+    assert moving.converged
+    assert weighted.converged
+    error = np.hypot(moving.monte_carlo_error, weighted.monte_carlo_error)
+    assert np.linalg.norm(error) < 0.01 * np.linalg.norm(weighted.kernel)
+    assert np.linalg.norm(moving.kernel - weighted.kernel) < 5 * np.linalg.norm(error)
+
+
+def test_kernels_out_of_balance_are_not_converged(monkeypatch):
+    monkeypatch.setattr(crowd, "_BALANCED", 1e-9)
+    theory = bk.solve(bk.Network(64, "erf", noise=1.0), TASK)
+    assert theory.result is Status.MAX_STEPS
+    assert np.isfinite(theory.kernel).all()
