@@ -17,6 +17,7 @@ from bayeskernel.graph import Graph
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.critical import CriticalSignal, critical_signal
 from bayeskernel.meanfield.free_energy import free_energy
+from bayeskernel.meanfield.predict import nngp
 from bayeskernel.meanfield.prior import prior_kernel
 from bayeskernel.meanfield.solve import MeanField, solve
 from bayeskernel.network import Network
@@ -26,6 +27,7 @@ from bayeskernel.tasks import Task
 if TYPE_CHECKING:
     from bayeskernel import plots
     from bayeskernel.compare import Comparison, compare
+    from bayeskernel.held_out import HeldOut, held_out
     from bayeskernel.inference.conditional import predict, weights
     from bayeskernel.inference.diagnose import Diagnosis, diagnose
     from bayeskernel.inference.measure import measure
@@ -43,6 +45,7 @@ __all__ = [
     "CriticalSignal",
     "Diagnosis",
     "Graph",
+    "HeldOut",
     "InputError",
     "MeanField",
     "Network",
@@ -56,8 +59,10 @@ __all__ = [
     "critical_signal",
     "diagnose",
     "free_energy",
+    "held_out",
     "load",
     "measure",
+    "nngp",
     "open_sweep",
     "plots",
     "predict",
@@ -78,6 +83,7 @@ __all__ = [
 
 _LATER = {
     "compare": ("Comparison", "compare"),
+    "held_out": ("HeldOut", "held_out"),
     "inference.conditional": ("predict", "weights"),
     "inference.diagnose": ("Diagnosis", "diagnose"),
     "inference.measure": ("measure",),

@@ -19,7 +19,7 @@ LAYERS = [
     {"inference", "meanfield"},
     {"plots"},
     {"references"},
-    {"compare", "similarity"},
+    {"compare", "held_out", "similarity"},
     {"report", "sweeps"},
     {"cli"},
     {"__main__"},

@@ -41,6 +41,11 @@ def prior_recursion(problem: Problem) -> Floats:
     return C
 
 
+def closed_form(phi: Activation) -> bool:
+    """Whether the kernel before training is known without quadrature."""
+    return phi.linear or (phi.named and phi.name in ("erf", "relu"))
+
+
 def gaussian_average(
     phi: Activation, K: Floats, rows: NDArray[np.bool_], columns: NDArray[np.bool_]
 ) -> Floats:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bayeskernel.errors import LARGEST, InputError, positive, positive_integer, real_array
+from bayeskernel.errors import LARGEST, InputError, positive, positive_integer
 from bayeskernel.keys import check_key
 from bayeskernel.likelihood import dual_targets, mean_output
 from bayeskernel.meanfield import predict, spectrum
@@ -171,7 +171,9 @@ class MeanField:
         inputs
             Shape (T, P*, D), as many steps and features as the task has.
         """
-        return predict.predict(self._solution.saddle, self._joint(self._new_patterns(inputs)))
+        return predict.predict(
+            self._solution.saddle, self._joint(predict.new_patterns(inputs, self.task))
+        )
 
     def predict_std(self, inputs: ArrayLike, width: int | None = None) -> Floats:
         """Posterior standard deviation of the outputs for new patterns, to leading order.
@@ -190,7 +192,10 @@ class MeanField:
         -------
         Shape (T, P*, O).
         """
-        new, (steps, patterns, _, outputs) = self._new_patterns(inputs), self.task.shape
+        new, (steps, patterns, _, outputs) = (
+            predict.new_patterns(inputs, self.task),
+            self.task.shape,
+        )
         parts = []
         for a in range(new.shape[1]):
             together = self._extended(self._joint(new[:, a : a + 1]))
@@ -198,22 +203,8 @@ class MeanField:
             parts.append(std.reshape(steps, patterns + 1, outputs)[:, patterns:])
         return np.concatenate(parts, axis=1) / self._output_scale(width)
 
-    def _new_patterns(self, inputs: ArrayLike) -> Floats:
-        # The constructor of Task checks inputs; targets only have to exist.
-        array = real_array("inputs", inputs, (3,), "(T, P*, D)")
-        new = Task(array, np.zeros(array.shape[:2]))
-        steps, _, features, _ = self.task.shape
-        if (new.shape[0], new.shape[2]) != (steps, features):
-            raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
-        return new.inputs
-
     def _joint(self, new: Floats) -> Problem:
-        """The task with new patterns without targets."""
-        unknown = np.full((*new.shape[:2], self.task.shape[3]), np.nan)
-        inputs = np.concatenate([self.task.inputs, new], axis=1)
-        return problem(
-            self.network, Task(inputs, np.concatenate([self.task.targets, unknown], axis=1))
-        )
+        return predict.joint_problem(self.network, self.task, new)
 
     def _extended(self, joint: Problem) -> Solution:
         """The solution of a problem with more patterns, converged from draws for all of them."""
@@ -221,7 +212,7 @@ class MeanField:
         if many_correlated_sites(joint):
             raise FluctuationError("all patterns together are too many correlated sites")
         extension, old = predict.extended(saddle, joint), predict.trained_sites(saddle, joint)
-        C, Ct, h = extension.C.mean(0), np.zeros((joint.size, joint.size)), extension.h
+        C, Ct, h = extension.C, np.zeros((joint.size, joint.size)), extension.h
         Ct[np.ix_(old, old)] = saddle.point.Ct
         start = extended_point(joint, C, Ct, h, symmetric=saddle.point.symmetric)
         search = Search(joint, _EXTENDED, np.random.default_rng(_SEED))
