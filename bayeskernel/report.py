@@ -59,6 +59,7 @@ def report(
     path: str | os.PathLike[str],
     *,
     weights: Mapping[str, xr.Dataset] | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a self-contained HTML report.
 
@@ -71,6 +72,8 @@ def report(
     weights
         Draws of recurrent weights by the same names, from `bayeskernel.weights`, for the weight spectrum.
         Not needed where the compared draws keep weights or pre-activations.
+    notes
+        A sentence about each network, by the same names, such as its score on held-out patterns; shown with its predictions.
 
     Returns
     -------
@@ -91,7 +94,7 @@ def report(
         or Path(path).is_dir()
     ):
         raise InputError("path", "a file in an existing folder", str(path))
-    page = _PAGES.get_template("report.html.jinja").render(_view(named, weights or {}))
+    page = _PAGES.get_template("report.html.jinja").render(_view(named, weights or {}, notes or {}))
     Path(path).write_text(page, encoding="utf-8")
     return Path(path)
 
@@ -103,7 +106,9 @@ class _Rows(NamedTuple):
     rows: Sequence[tuple[str, ...]]
 
 
-def _view(named: Mapping[str, Comparison], weights: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+def _view(
+    named: Mapping[str, Comparison], weights: Mapping[str, xr.Dataset], notes: Mapping[str, str]
+) -> dict[str, Any]:
     """All that the template shows."""
     task = next(iter(named.values())).theory.task
     return {
@@ -115,7 +120,7 @@ def _view(named: Mapping[str, Comparison], weights: Mapping[str, xr.Dataset]) ->
         "outliers": _outliers(named),
         "noun": next(iter(named.values())).noun,
         "networks": [
-            _network(name, cmp, weights.get(name), maps)
+            _network(name, cmp, weights.get(name), maps) | {"note": notes.get(name)}
             for (name, cmp), maps in zip(named.items(), _maps(named), strict=True)
         ],
     }

@@ -54,7 +54,8 @@ def test_nngp_is_kernel_regression_of_scikit_learn(activation, sharing):
     found = bk.nngp(network, task, test.inputs)
     assert found.mean[-1] == pytest.approx(ridge.predict(kernel[12:, :12]), abs=1e-9)
     assert found.monte_carlo_error.max() == 0
-    assert found.kernel.shape == (4, 20, 4, 20) and found.cross_kernel.shape == (4, 20, 4, 12)
+    assert found.kernel.shape == (4, 20, 4, 20)
+    assert found.cross_kernel.shape == (4, 20, 4, 12)
 
 
 def test_nngp_of_one_linear_step_is_the_gaussian_process_of_scikit_learn():
@@ -120,7 +121,8 @@ def test_scores_are_those_of_scikit_learn():
     given, answers = outputs[-1, :, 0], test.targets[-1, :, 0]
     score = bk.held_out(outputs, test)
     right = given * answers > 0
-    assert 0.5 < score.accuracy < 1 and score.patterns == 40
+    assert 0.5 < score.accuracy < 1
+    assert score.patterns == 40
     assert score.accuracy == accuracy_score(answers > 0, given > 0)
     assert score.accuracy_error == pytest.approx(right.std(ddof=1) / np.sqrt(40))
     assert score.mse == pytest.approx(mean_squared_error(answers, given))
@@ -134,7 +136,7 @@ def test_errors_cover_patterns_and_draws():
         test = bk.Task(np.ones((1, 30, 1)), answers[None])
         shared = 0.5 * rng.normal(size=(8, 1, 1, 1))
         outputs = answers[:, None] * (1 + shared + rng.normal(size=(1, 1, 30, 1)))
-        z.append((bk.held_out(outputs, test).mse - 1.25))
+        z.append(bk.held_out(outputs, test).mse - 1.25)
         z[-1] /= bk.held_out(outputs, test).mse_error
     assert np.std(z) == pytest.approx(1.0, abs=0.25)
 
@@ -146,7 +148,8 @@ def test_steps_without_a_decision_do_not_count():
     assert (score.accuracy, score.mse) == (1.0, 0.25)
     assert bk.held_out(np.zeros((2, 2, 1)), test).accuracy == 0.5
     nothing = bk.held_out(np.zeros((2, 2, 1)), test.scaled(0))
-    assert np.isnan(nothing.accuracy) and nothing.mse == 0
+    assert np.isnan(nothing.accuracy)
+    assert nothing.mse == 0
 
 
 def test_the_largest_output_decides():

@@ -15,6 +15,7 @@ import typer
 import xarray as xr
 from rich.markup import escape
 
+from bayeskernel.cli import held_out
 from bayeskernel.cli.options import (
     ActivationOption,
     AsJson,
@@ -33,6 +34,7 @@ from bayeskernel.cli.options import (
     Space,
     SpaceName,
     Steps,
+    TaskName,
     TaskOption,
     Warmup,
     Width,
@@ -90,6 +92,7 @@ def compare_command(
 ) -> None:
     """Sample and solve an RNN and a DNN on one task, and compare their kernels.
 
+    Of digits, up to 200 other images say how well theory predicts what no network has seen.
     Writes report.html and the draws (netCDF, one file a network) to the output folder.
     """
     began = time.time()
@@ -97,12 +100,16 @@ def compare_command(
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Comparison] = {}
     spectra: dict[str, xr.Dataset] = {}
+    scores: dict[str, held_out.Scores] = {}
+    unseen = held_out.images(given) if data is None and task in (None, TaskName.digits) else None
     for k, (pattern, network) in enumerate(
         networks_of(width, activation, sharing, noise, leak, layers).items()
     ):
         name, (T, P, _, _) = named(pattern), given.shape
         err.print(f"[bold]{name}[/]: {escape(given.name)}, N = {width}, T = {T}, P = {P}")
         theory = _solve(network, given)
+        if unseen is not None:
+            scores[name] = held_out.scores(theory, unseen.scaled(signal))
         key = jax.random.fold_in(jax.random.key(seed), k)
         run, last = sample_with_units(
             key,
@@ -117,15 +124,21 @@ def compare_command(
         results[name] = compare(run, theory)
         if network.graph_of(T).label_names["recurrent"]:
             spectra[name] = weights(jax.random.fold_in(key, 1), last, network, given)
-    page = report(results, out / "report.html", weights=spectra)
+    notes = {name: f"Held-out images, {held_out.said(own)}." for name, own in scores.items()}
+    page = report(results, out / "report.html", weights=spectra, notes=notes)
     if as_json:
-        print_json({name: summary(cmp) for name, cmp in results.items()} | {"report": str(page)})
+        found = {name: summary(cmp) for name, cmp in results.items()}
+        for name, own in scores.items():
+            found[name]["held_out"] = {source: s._asdict() for source, s in own.items()}
+        print_json(found | {"report": str(page)})
     else:
         noun = next(iter(results.values())).noun
         show({name: cmp.coherence for name, cmp in results.items()}, noun)
         for name, cmp in results.items():
             console.print(f"[bold]{name}[/]. {cmp.verdict}", highlight=False)
             console.print(f"  Chains: {cmp.diagnosis.verdict}", highlight=False)
+            if name in notes:
+                console.print(f"  {notes[name]}", highlight=False)
         console.print(f"Report: {page}  ({time.time() - began:.0f} s)")
     if open_page:
         _open(page)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,11 @@ class TaskName(StrEnum):
     sunspots = "sunspots"
     sine = "sine"
     teacher = "teacher"
+    decision = "decision"
+    match_to_sample = "match_to_sample"
+    context_decision = "context_decision"
+    integration = "integration"
+    flip_flop = "flip_flop"
 
 
 class SpaceName(StrEnum):
@@ -46,13 +52,16 @@ TaskOption = Annotated[
     TaskName | None,
     typer.Option(
         "--task",
-        help="What to learn; digits and sunspots are real data.",
+        help="What to learn; digits and sunspots are real data, from decision on it is trials of animals, whose conditions "
+        "are the patterns.",
         show_default=TaskName.digits.value,
     ),
 ]
 Patterns = Annotated[
     int | None,
-    typer.Option(help="Number of patterns P; for digits an even number.", show_default="4"),
+    typer.Option(
+        help="Number of patterns P; for digits an even number, not for trials.", show_default="4"
+    ),
 ]
 Steps = Annotated[
     int | None, typer.Option(help="Number of steps T; for digits 1, 2, 4 or 8.", show_default="4")
@@ -86,6 +95,16 @@ NoCache = Annotated[
 ]
 
 
+# All conditions, without noise.
+_TRIALS: dict[TaskName, Callable[..., Task]] = {
+    TaskName.decision: tasks.decision,
+    TaskName.match_to_sample: tasks.match_to_sample,
+    TaskName.context_decision: tasks.context_decision,
+    TaskName.integration: tasks.integration,
+    TaskName.flip_flop: tasks.flip_flop,
+}
+
+
 def task_of(
     data: Path | None, name: TaskName | None, patterns: int | None, steps: int | None, seed: int
 ) -> Task:
@@ -95,8 +114,13 @@ def task_of(
         if too_much := [option for option, value in given.items() if value is not None]:
             raise InputError("--data", "no " + ", ".join(given) + " beside it", ", ".join(too_much))
         return tasks.from_arrays(data)
+    name = name or TaskName.digits
+    if name in _TRIALS:
+        if patterns is not None:
+            raise InputError("--patterns", f"none for {name}, which has its own", patterns)
+        return _TRIALS[name]() if steps is None else _TRIALS[name](steps=steps)
     patterns, steps = 4 if patterns is None else patterns, 4 if steps is None else steps
-    return _ready(name or TaskName.digits, patterns, steps, seed)
+    return _ready(name, patterns, steps, seed)
 
 
 def _ready(name: TaskName, patterns: int, steps: int, seed: int) -> Task:

@@ -82,8 +82,8 @@ def nngp(network: Network, task: Task, inputs: ArrayLike) -> Prediction:
 
     This is the theory in standard scaling, whatever the targets, and the limit of small targets in mean-field scaling, so
     that outputs are in units of the targets and need no other scale: beside `MeanField.predict` it says what learned
-    features are worth at equal noise. A thousand sites take a tenth of a second for linear, erf and relu networks, and a minute for
-    others, by quadrature.
+    features are worth at equal noise. A thousand sites take a tenth of a second for linear, erf and relu networks, and a
+    minute for others, by quadrature.
 
     Parameters
     ----------
