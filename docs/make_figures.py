@@ -109,8 +109,123 @@ def _alike(norms: np.ndarray) -> np.ndarray:
     return norms[..., 1, 2] / np.sqrt(norms[..., 1, 1] * norms[..., 2, 2])
 
 
+# Sharing patterns of docs/real_images, for four steps and eight.
+SHARED = {
+    4: {"RNN": "tied", "pairs": [0, 0, 1, 1], "DNN": "untied"},
+    8: {"RNN": "tied", "pairs": [0, 0, 1, 1, 2, 2, 3, 3], "DNN": "untied"},
+}
+CHOICES = {"3 against 8": (3, 8), "ten digits": tuple(range(10))}
+# Noise of all networks there, and of the Gaussian process the best of these.
+KAPPA, KAPPAS = 10.0, (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+def held_out() -> None:
+    """Held-out digits of RNN, DNN and NNGP against signal and images per class; prints the table of docs/real_images."""
+    fig, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
+    signals = np.array([0.3, 1.0, 2.0, 3.0, 5.0, 10.0])
+    for ax, (name, classes), count in zip(axes, CHOICES.items(), (8, 2), strict=False):
+        subsets = [_split(classes, count, 4, seed) for seed in range(8 if count == 8 else 6)]
+        found = {
+            float(y): _scores(f"{name} | linear", subsets, float(y), "linear") for y in signals
+        }
+        for k, kind in enumerate(SHARED[4]):
+            mean, error = np.array([_mean(scores[kind]) for scores in found.values()]).T
+            ax.errorbar(
+                signals * 1.03 ** (k - 1), 100 * mean, 100 * error, fmt="o-", ms=4, label=kind
+            )
+        for kappa, style in (("NNGP", ":"), ("best NNGP", "--")):
+            ax.axhline(100 * found[1.0][kappa].mean(), color="k", ls=style, lw=1, label=kappa)
+        ax.set(xscale="log", xlabel="signal", ylabel="held-out accuracy [%]")
+        ax.set_title(f"{name}, {count} images each")
+    axes[0].legend(frameon=False)
+    for (name, classes), counts in zip(
+        CHOICES.items(), ((1, 2, 4, 8, 16, 32, 64), (1, 2, 4, 8)), strict=True
+    ):
+        points = []
+        for count in counts:
+            several = [_split(classes, count, 4, s) for s in range(2 if count > 32 else 6)]
+            scores = _scores(f"{name} | linear", several, 10.0, "linear")
+            points.append(_mean(scores["RNN"] - scores["DNN"]))
+        mean, error = 100 * np.array(points).T
+        axes[2].errorbar(counts, mean, error, fmt="o-", ms=4, label=name)
+    axes[2].axhline(0, color="k", lw=0.5)
+    axes[2].set(xscale="log", xlabel="images per digit", ylabel="RNN minus DNN [%]")
+    axes[2].set_title("signal 10")
+    axes[2].legend(frameon=False)
+    fig.savefig(FOLDER / "held_out.png", dpi=110)
+    for name, classes, count, steps, phi in (
+        ("3 against 8", (3, 8), 8, 8, "linear"),
+        ("ten digits", tuple(range(10)), 2, 8, "linear"),
+        ("3 against 8", (3, 8), 8, 4, "erf"),
+        ("ten digits", tuple(range(10)), 1, 4, "erf"),
+    ):
+        several = [_split(classes, count, steps, seed) for seed in range(4)]
+        for signal in (3.0, 10.0):
+            _scores(f"{name} | {phi}", several, signal, phi)
+
+
+def _split(classes: tuple[int, ...], count: int, steps: int, seed: int) -> tuple[bk.Task, bk.Task]:
+    """Images drawn for training, ``count`` of each digit, and others for the test, 200 for two digits and 400 for ten."""
+    every, held = 174, 100 if len(classes) == 2 else 40
+    task = bk.tasks.digits(classes, every, steps)
+    rng = np.random.default_rng(seed)
+    orders = [k * every + rng.permutation(every) for k in range(len(classes))]
+    chosen = (
+        np.concatenate([o[part] for o in orders]) for part in (slice(count), slice(-held, None))
+    )
+    train, test = (bk.Task(task.inputs[:, own], task.targets[:, own]) for own in chosen)
+    return train, test
+
+
+def _scores(
+    label: str, subsets: list[tuple[bk.Task, bk.Task]], signal: float, phi: str
+) -> dict[str, np.ndarray]:
+    """Held-out accuracy of every network for every training set; prints a row of the table."""
+    found, (steps, patterns, _, _) = {}, subsets[0][0].shape
+    for kind, sharing in SHARED[steps].items():
+        solved = [
+            bk.solve(bk.Network(1, phi, sharing, noise=KAPPA), train.scaled(signal))
+            for train, _ in subsets
+        ]
+        unfinished = sum(not theory.converged for theory in solved)
+        if unfinished:
+            print(f"{kind}: {unfinished} of {len(solved)} not converged")
+        found[kind] = np.array(
+            [
+                bk.held_out(theory.predict(test.inputs), test).accuracy
+                for theory, (_, test) in zip(solved, subsets, strict=True)
+            ]
+        )
+    lazy = {
+        kappa: np.array(
+            [
+                bk.held_out(
+                    bk.nngp(bk.Network(1, phi, noise=kappa), train, test.inputs), test
+                ).accuracy
+                for train, test in subsets
+            ]
+        )
+        for kappa in KAPPAS
+    }
+    best = max(KAPPAS, key=lambda kappa: lazy[kappa].mean())
+    found |= {"NNGP": lazy[KAPPA], "best NNGP": lazy[best]}
+    cells = [f"{100 * mean:.1f} ± {100 * error:.1f}" for mean, error in map(_mean, found.values())]
+    gain = "{:+.1f} ± {:.1f}".format(*(100 * v for v in _mean(found["RNN"] - found["DNN"])))
+    print(
+        f"| {label} | {steps} | {patterns} | {signal:g} | {' | '.join(cells)} ({best:g}) | {gain} |",
+        flush=True,
+    )
+    return found
+
+
+def _mean(values: np.ndarray) -> tuple[float, float]:
+    """Mean over training sets and its standard error."""
+    return float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     kernels()
     width_scaling()
     training()
+    held_out()

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
+from bayeskernel.cli.held_out import images
+from bayeskernel.cli.options import TaskName, task_of
 from bayeskernel.errors import InputError
 from bayeskernel.inference.run import sample_with_units
 
@@ -141,6 +143,27 @@ def test_own_data_are_solved(tmp_path, command):
     task = bk.tasks.from_arrays(tmp_path / "mine.csv").scaled(1.5)
     theory = bk.solve(bk.Network(1, "linear", noise=0.3), task)
     assert f'"free_energy": {theory.free_energy}' in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["decision", "match_to_sample", "context_decision", "integration", "flip_flop"]
+)
+def test_trials_have_their_own_sizes(name):
+    own, longer = (task_of(None, TaskName[name], None, steps, 0) for steps in (None, 12))
+    assert np.array_equal(own.targets, getattr(bk.tasks, name)().targets, equal_nan=True)
+    assert (longer.shape[0], longer.name) == (12, own.name)
+
+
+def test_images_are_held_out_while_there_are_any():
+    """The next ones, in order."""
+    for count, left in ((3, 100), (170, 8), (178, None)):
+        test = images(bk.tasks.digits(patterns_per_class=count, steps=8))
+        if left is None:
+            assert test is None
+        else:
+            assert test.shape[1] == 2 * left
+            again = bk.tasks.digits(patterns_per_class=count + 1, steps=8).inputs[:, count]
+            assert np.array_equal(test.inputs[:, 0], again)
 
 
 @pytest.mark.long

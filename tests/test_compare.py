@@ -306,13 +306,15 @@ def test_report_refuses_a_missing_folder(theory, tmp_path):
 
 @pytest.mark.long
 def test_command_line_compares_and_reports(tmp_path, command):
-    problem = "--task sine --patterns 2 --steps 3 --activation linear"
+    problem = "--task digits --patterns 2 --steps 2 --activation linear"
     options = f"{problem} --width 24 --space weights --draws 100 --warmup 100 --chains 2"
     done = command("compare", *options.split(), "--out", "results")
     assert done.returncode == 0, done.stderr
     assert "RNN (tied) sampled" in done.stdout
     assert "DNN (untied) theory" in done.stdout
-    assert (tmp_path / "results" / "report.html").exists()
+    note = "Held-out images, theory: accuracy"
+    assert done.stdout.count(note) == 2
+    assert (tmp_path / "results" / "report.html").read_text().count(note) == 2
     draws = bk.load(tmp_path / "results" / "draws_tied.nc")
     assert draws["posterior"].sizes["draw"] == 100
     draws.close()
@@ -325,7 +327,19 @@ def test_command_line_compares_and_reports(tmp_path, command):
     for name, more in (("compare", quick), ("sample", quick), ("solve", problem)):
         done = command(name, *more.split(), "--sharing", "tied", "--json")
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout).keys() >= {"RNN (tied)"}
+        found = json.loads(done.stdout)
+        assert found.keys() >= {"RNN (tied)"}
+        if name == "compare":
+            scores = found["RNN (tied)"]["held_out"]
+    task, test = (bk.tasks.digits((0, 1), n, 2, start=s).scaled(2.0) for n, s in ((1, 0), (100, 1)))
+    network = bk.Network(1, "linear", noise=0.3)
+    predicted = {
+        "theory": bk.solve(network, task).predict(test.inputs),
+        "nngp": bk.nngp(network, task, test.inputs),
+    }
+    for source, prediction in predicted.items():
+        expected = bk.held_out(prediction, test)
+        assert scores[source] == pytest.approx(expected._asdict(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -336,6 +350,7 @@ def test_command_line_compares_and_reports(tmp_path, command):
         (("--sharing", "0,1"), "sharing: expected 4 labels"),
         (("--activation", "sigmoid"), "activation: expected one of"),
         (("--task", "mnist"), "'mnist' is not one of"),
+        (("--task", "flip_flop", "--patterns", "3"), "--patterns: expected none for flip_flop"),
     ],
 )
 def test_command_line_refuses_in_one_line(arguments, message, command):
