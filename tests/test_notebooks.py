@@ -50,6 +50,7 @@ SMALL = {
         "SAMPLED": (),
     },
     "09_training": {"WIDTH": 64, "NETWORKS": 16, "STEPS": 8000, "DRAWS": 500},
+    "10_real_images": {"PER_CLASS": 2, "SUBSETS": 2, "SIGNALS": (0.3, 10.0), "DRAWS": 50},
 }
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -126,5 +127,5 @@ def test_executed_notebooks_keep_nothing_of_the_machine_that_ran_them(path):
         assert (cell.id, cell.metadata) == (f"cell-{k}", {})
 
 
-def test_there_are_nine():
+def test_there_are_ten():
     assert [path.stem for path in NOTEBOOKS] == list(SMALL)
