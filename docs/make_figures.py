@@ -151,7 +151,7 @@ def held_out() -> None:
     axes[2].axhline(0, color="k", lw=0.5)
     axes[2].set(xscale="log", xlabel="images per digit", ylabel="RNN minus DNN [%]")
     axes[2].set_title("signal 10")
-    axes[2].legend(frameon=False)
+    axes[2].legend(frameon=False, loc="lower right")
     fig.savefig(FOLDER / "held_out.png", dpi=110)
     for name, classes, count, steps, phi in (
         ("3 against 8", (3, 8), 8, 8, "linear"),
@@ -160,7 +160,8 @@ def held_out() -> None:
         ("ten digits", tuple(range(10)), 1, 4, "erf"),
     ):
         several = [_split(classes, count, steps, seed) for seed in range(4)]
-        for signal in (3.0, 10.0):
+        # Beyond, erf networks saturate, and their solutions take long to converge.
+        for signal in (3.0, 10.0) if phi == "linear" else (1.0, 3.0):
             _scores(f"{name} | {phi}", several, signal, phi)
 
 
