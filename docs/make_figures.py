@@ -129,7 +129,7 @@ def held_out() -> None:
         for k, kind in enumerate(SHARED[4]):
             mean, error = np.array([_mean(scores[kind]) for scores in found.values()]).T
             ax.errorbar(
-                signals * 1.03 ** (k - 1), 100 * mean, 100 * error, fmt="o-", ms=4, label=kind
+                shown * 1.03 ** (k - 1), 100 * mean, 100 * error, fmt="o-", ms=4, label=kind
             )
         for kappa, style in (("NNGP", ":"), ("best NNGP", "--")):
             ax.axhline(100 * found[1.0][kappa].mean(), color="k", ls=style, lw=1, label=kappa)
