@@ -73,12 +73,10 @@ class Extension(NamedTuple):
 
 
 def nngp(network: Network, task: Task, inputs: ArrayLike) -> Prediction:
-    r"""Predict outputs and kernels for new patterns without feature learning.
+    """Predict outputs and kernels for new patterns without feature learning.
 
     Regression with the Gaussian process of infinitely wide networks (NNGP; Lee et al. 2018), the kernel of `prior_kernel`
-    and the noise of the network,
-
-        f* = Q(C_prior)[*, supervised] (Q(C_prior) + kappa 1)^-1 y.
+    and the noise of the network: ``f* = Q[*, supervised] (Q + kappa 1)^-1 y`` with Q = Q(C) of that kernel.
 
     This is the theory in standard scaling, whatever the targets, and the limit of small targets in mean-field scaling, so
     that outputs are in units of the targets and need no other scale: beside `MeanField.predict` it says what learned
