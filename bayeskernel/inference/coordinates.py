@@ -159,7 +159,7 @@ def _diagonal(pairs: csr_array, rows: int, columns: int) -> NDArray[np.bool_]:
 def find_pivots(problem: Problem) -> tuple[Sites, ...]:
     """Pivots of every node, along one prior draw of the network in float64.
 
-    Which directions are null depends on inputs, sharing, activation and width but, except on a set of
+    Which directions are exactly null depends on inputs, sharing, activation and width but, except on a set of
     measure zero, not on the draw: its seed is fixed, and no draw of the posterior depends on it.
     """
     P, columns = problem.patterns, min(problem.width, max(_UNITS, 2 * problem.size))

@@ -50,7 +50,7 @@ _ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.05
 # How far a saddle is left along its unstable direction, and curvature above minus this is no saddle within the noise.
 _PUSH, _NOISY = 0.4, 0.05
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
-_SHARE = 0.03
+_SHARE = 0.003
 # Negative eigenvalues of K that rounding errors make, relative to the largest.
 _ROUNDING = 1e-6
 # Descents off saddles.
@@ -274,13 +274,18 @@ def many_correlated_sites(problem: Problem) -> bool:
 
 
 class _Average:
-    """Mean of the points (C, Ct) of many sweeps, of their laws, and the error of the mean from batches."""
+    """Mean of the points (C, Ct) of many sweeps, of their laws, and the standard error of the mean C, from batches.
+
+    Batches are merged two by two, and the length that gives the largest error counts: slow modes hide in short ones.
+    """
 
     saddle: Saddle
 
     def __init__(self, size: int) -> None:
         self._count = 0
-        self._C, self._Ct, self._batch, self._squares = np.zeros((4, size, size))
+        self._C, self._Ct, self._batch = np.zeros((3, size, size))
+        self._batches = list[NDArray[np.float32]]()
+        self.error = np.full((size, size), np.inf)
         self._averages: tuple[Averages, ...] = ()
 
     def add(self, C: Floats, Ct: Floats, averages: tuple[Averages, ...]) -> None:
@@ -290,8 +295,9 @@ class _Average:
         self._Ct += Ct
         self._batch += C / _BATCH
         if self._count % _BATCH == 0:
-            self._squares += self._batch**2
+            self._batches.append(self._batch.astype(np.float32))
             self._batch[:] = 0.0
+            self.error = _error_of_mean(self._batches)
         share = 1 / self._count
         pairs = zip(self._averages or averages, averages, strict=True)
         self._averages = tuple(own.blended(new, share) for own, new in pairs)
@@ -312,19 +318,20 @@ class _Average:
         return tuple(own.law for own in self._averages)
 
     @property
-    def error(self) -> Floats:
-        """Standard error of the mean C."""
-        batches = self._count // _BATCH
-        if batches < 3:
-            return np.full_like(self._C, np.inf)
-        mean = (self._C - _BATCH * self._batch) / (_BATCH * batches)
-        variance = self._squares / batches - mean**2
-        return np.sqrt(np.maximum(variance, 0.0) / (batches - 1))
-
-    @property
     def relative_error(self) -> float:
         """Of the kernel as a whole, in Frobenius norm."""
         return float(np.linalg.norm(self.error) / np.linalg.norm(self.C))
+
+
+def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:
+    """Largest standard error of the mean that batches of some length give, (d, d)."""
+    values, found = np.array(batches), np.full(batches[0].shape, np.inf)
+    while len(values) >= 3:
+        error = values.std(0, ddof=1, dtype=np.float64) / np.sqrt(len(values))
+        if np.isinf(found[0, 0]) or np.linalg.norm(error) > np.linalg.norm(found):
+            found = error
+        values = (values[len(values) % 2 :: 2] + values[len(values) % 2 + 1 :: 2]) / 2
+    return found
 
 
 def _beside(saddle: Saddle, x: Floats) -> Point:

@@ -155,3 +155,24 @@ def test_many_sites(patterns, width, draws):
     assert cmp.table["ess"].min() > 100
     assert cmp.agrees
     assert cmp.frobenius_error < 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "task", [bk.tasks.decision(), bk.tasks.flip_flop()], ids=lambda task: task.name
+)
+def test_trials(task):
+    """Sites that nearly coincide under the prior and part as kernels are learned."""
+    network = bk.Network(1024, "erf", noise=1.0)
+    theory = bk.solve(network, task)
+    assert theory.converged
+    posterior = bk.sample(
+        jax.random.key(1), network, task, num_warmup=500, num_samples=1500, num_chains=2, progress=False
+    )  # fmt: skip
+    cmp = bk.compare(posterior, theory)
+    z = cmp.table["z"].abs().max()
+    print(
+        f"{cmp.verdict} Largest z {z:.2f} of {cmp.threshold:.2f}, distance {cmp.frobenius_error:.4f}"
+    )
+    assert cmp.agrees
+    assert cmp.frobenius_error < 0.01
