@@ -325,7 +325,8 @@ class _Average:
 
 def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:
     """Largest standard error of the mean that batches of some length give, (d, d)."""
-    values, found = np.array(batches), np.full(batches[0].shape, np.inf)
+    values: NDArray[np.floating] = np.array(batches)
+    found: Floats = np.full(values.shape[1:], np.inf)
     while len(values) >= 3:
         error = values.std(0, ddof=1, dtype=np.float64) / np.sqrt(len(values))
         if np.isinf(found[0, 0]) or np.linalg.norm(error) > np.linalg.norm(found):
