@@ -118,8 +118,8 @@ class Newton:
         for _ in range(self.max_steps):
             if self.renew and saddle.effective < self.overlap:
                 saddle = Saddle(saddle.problem, renewed(saddle, rng))
-            if saddle.point.random:
-                saddle = Saddle(saddle.problem, saddle.settled())
+            if saddle.point.random and (point := saddle.settled()) is not saddle.point:
+                saddle = Saddle(saddle.problem, point)
             if not np.linalg.norm(saddle.mismatch) > self.matched:
                 break
             saddle = _corrected(saddle)

@@ -28,6 +28,9 @@ from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
 
+# Changes of C below this share are none.
+_ROUNDING = 1e-12
+
 
 class Point(NamedTuple):
     """Kernels, and the nodes that their laws are computed on.
@@ -245,12 +248,14 @@ class Saddle(Stationarity):
         return self._shifted(dC, self.tilt(conjugate))
 
     def settled(self) -> Point:
-        """The point with null directions, which no step moves, where averages and `conjugate` have them."""
+        """The point with null directions, which no step reaches, as averages and `conjugate` have them; itself if none moves."""
         off_C, off_Ct = self.average - self.point.C, self.conjugate - self.point.Ct
         pairs = list(zip(self.laws, self._blocks, strict=True))
+        dC = self._joined([law.null(off_C[block]) for law, block in pairs])
+        if np.linalg.norm(dC) <= _ROUNDING * np.linalg.norm(self.point.C):
+            return self.point
         return self._shifted(
-            self._joined([law.null(off_C[block]) for law, block in pairs]),
-            self._joined([law.null_tilt(off_Ct[block]) for law, block in pairs]),
+            dC, self._joined([law.null_tilt(off_Ct[block]) for law, block in pairs])
         )
 
     def target(self, x: Floats, conjugate: Floats) -> tuple[Floats, Floats]:
