@@ -248,7 +248,7 @@ class Saddle(Stationarity):
         return self._shifted(dC, self.tilt(conjugate))
 
     def settled(self) -> Point:
-        """The point with null directions, that no step reaches as averages and `conjugate` have them; itself if none move."""
+        """The point with null directions, out of reach of steps, as averages and `conjugate` have them; itself if none move."""
         off_C, off_Ct = self.average - self.point.C, self.conjugate - self.point.Ct
         pairs = list(zip(self.laws, self._blocks, strict=True))
         dC = self._joined([law.null(off_C[block]) for law, block in pairs])
