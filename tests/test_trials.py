@@ -6,12 +6,9 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
+from bayeskernel.tasks.trials import TRIALS
 
 KEY = jax.random.key(0)
-TRIALS = {
-    name: getattr(bk.tasks, name)
-    for name in ("decision", "match_to_sample", "context_decision", "integration", "flip_flop")
-}
 DELAYED = {name: make for name, make in TRIALS.items() if name != "flip_flop"}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from bayeskernel.cli.output import say
 from bayeskernel.errors import InputError
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
+from bayeskernel.tasks.trials import TRIALS
 
 
 class TaskName(StrEnum):
@@ -95,16 +95,6 @@ NoCache = Annotated[
 ]
 
 
-# All conditions, without noise.
-_TRIALS: dict[TaskName, Callable[..., Task]] = {
-    TaskName.decision: tasks.decision,
-    TaskName.match_to_sample: tasks.match_to_sample,
-    TaskName.context_decision: tasks.context_decision,
-    TaskName.integration: tasks.integration,
-    TaskName.flip_flop: tasks.flip_flop,
-}
-
-
 def task_of(
     data: Path | None, name: TaskName | None, patterns: int | None, steps: int | None, seed: int
 ) -> Task:
@@ -115,10 +105,11 @@ def task_of(
             raise InputError("--data", "no " + ", ".join(given) + " beside it", ", ".join(too_much))
         return tasks.from_arrays(data)
     name = name or TaskName.digits
-    if name in _TRIALS:
+    if name in TRIALS:
         if patterns is not None:
             raise InputError("--patterns", f"none for {name}, which has its own", patterns)
-        return _TRIALS[name]() if steps is None else _TRIALS[name](steps=steps)
+        # All conditions, without noise.
+        return TRIALS[name]() if steps is None else TRIALS[name](steps=steps)
     patterns, steps = 4 if patterns is None else patterns, 4 if steps is None else steps
     return _ready(name, patterns, steps, seed)
 

@@ -17,6 +17,7 @@ from bayeskernel.errors import InputError, integers, mapping
 from bayeskernel.network import Network
 from bayeskernel.sharing import Sharing
 from bayeskernel.tasks import Task
+from bayeskernel.tasks.trials import TRIALS
 
 _MAKERS: dict[str, Callable[..., Task]] = {
     "endpoint": tasks.endpoint,
@@ -24,11 +25,7 @@ _MAKERS: dict[str, Callable[..., Task]] = {
     "sunspots": tasks.sunspots,
     "sine": tasks.sine,
     "linear_teacher": tasks.linear_teacher,
-    "decision": tasks.decision,
-    "match_to_sample": tasks.match_to_sample,
-    "context_decision": tasks.context_decision,
-    "integration": tasks.integration,
-    "flip_flop": tasks.flip_flop,
+    **TRIALS,
 }
 _SPACINGS: dict[str, Callable[..., Any]] = {"linear": np.linspace, "log": np.geomspace}
 _TABLES = ("task", "network", "grid", "sample", "solve")

@@ -8,6 +8,7 @@ epochs leave: more ``steps`` ask for a longer memory. No two patterns may have i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from itertools import product
 
 import jax
@@ -281,6 +282,13 @@ def flip_flop(
     for t in range(1, steps):
         states[t] = np.where(inputs[t] == 0, states[t - 1], inputs[t])
     return all_different(Task(inputs, states, "flip-flop"))
+
+
+# Trials by name, for the command line and the files of sweeps.
+TRIALS: Mapping[str, Callable[..., Task]] = {
+    make.__name__: make
+    for make in (decision, match_to_sample, context_decision, integration, flip_flop)
+}
 
 
 def _coherences(coherences: ArrayLike) -> Floats:
