@@ -116,14 +116,14 @@ def joint_problem(network: Network, task: Task, new: Floats) -> Problem:
     return problem(network, Task(inputs, np.concatenate([task.targets, unknown], axis=1)))
 
 
-def trained_sites(saddle: Saddle, joint: Problem) -> NDArray[np.bool_]:
-    """Which sites of a joint problem are those of the solution: its patterns come first. Shape (d',)."""
-    return np.arange(joint.size) % joint.patterns < saddle.problem.patterns
+def trained_sites(trained: Problem, joint: Problem) -> NDArray[np.bool_]:
+    """Which sites of a joint problem are those of ``trained``, whose patterns come first. Shape (d',)."""
+    return np.arange(joint.size) % joint.patterns < trained.patterns
 
 
 def extended(saddle: Saddle, joint: Problem) -> Extension:
     """Extend a solution to a problem with more patterns, the first of which are those of training."""
-    old = np.flatnonzero(trained_sites(saddle, joint))
+    old = np.flatnonzero(trained_sites(saddle.problem, joint))
     if saddle.problem.phi.linear:
         return Extension(_linear(saddle, joint, old), np.zeros((0, joint.size)))
     return Extension(*_drawn(saddle, joint, old, _DRAWS, np.random.default_rng(_SEED)))
@@ -139,7 +139,7 @@ def predict(saddle: Saddle, joint: Problem) -> Prediction:
     dual = dual_targets(saddle.point.C, saddle.problem)
     if saddle.problem.phi.linear:
         return _prediction([extended(saddle, joint).C], dual, joint, saddle.problem)
-    old, rng = np.flatnonzero(trained_sites(saddle, joint)), np.random.default_rng(_SEED)
+    old, rng = np.flatnonzero(trained_sites(saddle.problem, joint)), np.random.default_rng(_SEED)
     drawn = (_drawn(saddle, joint, old, _DRAWS // _BATCHES, rng)[0] for _ in range(_BATCHES))
     return _prediction(drawn, dual, joint, saddle.problem)
 
@@ -147,7 +147,7 @@ def predict(saddle: Saddle, joint: Problem) -> Prediction:
 def predict_prior(joint: Problem, trained: Problem) -> Prediction:
     """Gaussian-process regression with the prior kernel; training patterns, those of ``trained``, come first."""
     C = prior_recursion(joint)
-    old = np.arange(joint.size) % joint.patterns < trained.patterns
+    old = trained_sites(trained, joint)
     return _prediction([C], dual_targets(C[np.ix_(old, old)], trained), joint, trained)
 
 

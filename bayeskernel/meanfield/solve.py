@@ -211,7 +211,8 @@ class MeanField:
         saddle = self._solution.saddle
         if many_correlated_sites(joint):
             raise FluctuationError("all patterns together are too many correlated sites")
-        extension, old = predict.extended(saddle, joint), predict.trained_sites(saddle, joint)
+        extension = predict.extended(saddle, joint)
+        old = predict.trained_sites(saddle.problem, joint)
         C, Ct, h = extension.C, np.zeros((joint.size, joint.size)), extension.h
         Ct[np.ix_(old, old)] = saddle.point.Ct
         start = extended_point(joint, C, Ct, h, symmetric=saddle.point.symmetric)
