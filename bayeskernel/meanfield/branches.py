@@ -30,9 +30,9 @@ _STRONG_SIGNAL, _STRONGLY = 2.0, 1e-3
 # Up to so many sites it is made even where no symmetry can break.
 _SEARCHED = 128
 # How far a saddle is left along its unstable direction, in standard deviations of one unit.
-_PUSH = 0.4
+PUSH = 0.4
 # Curvature above -this is stable within the solver's accuracy, and on few random nodes.
-FLAT, _NOISY = 1e-6, 0.05
+FLAT, NOISY = 1e-6, 0.05
 # Residual at which nodes are replaced by those of full accuracy, and steps after which their noise is enough.
 _ROUGHLY, _ROUGH_STEPS = 0.03, 50
 # A residual below this share of its Monte-Carlo error is as good as none.
@@ -287,14 +287,14 @@ def _refined(saddle: Saddle, rng: np.random.Generator) -> Point:
 def _beside(saddle: Saddle) -> list[Point]:
     """Points beside a saddle along its unstable direction; none where it is stable."""
     curvature, points = _leant(saddle)
-    return points if curvature < -(_NOISY if saddle.point.random else 2 * FLAT) else []
+    return points if curvature < -(NOISY if saddle.point.random else 2 * FLAT) else []
 
 
 def _leant(saddle: Saddle) -> tuple[float, list[Point]]:
     """The lowest curvature, and points beside along its direction that lie in the domain of F."""
     curvature, x = lowest_curvature(saddle)
     point, problem = saddle.point, saddle.problem
-    dC, dCt = _PUSH * saddle.spread(x), _PUSH * saddle.tilt(saddle.followed(x))
+    dC, dCt = PUSH * saddle.spread(x), PUSH * saddle.tilt(saddle.followed(x))
     odd = np.where(np.asarray(problem.over_sites(problem.even)), 0.0, dC)
     breaks = point.symmetric and bool(np.linalg.norm(odd) > np.linalg.norm(dC) / 2)
     kept = point.symmetric and not breaks

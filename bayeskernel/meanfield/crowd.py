@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from bayeskernel.activations import KINK, Activation
 from bayeskernel.gauge import canonical_signs
-from bayeskernel.meanfield.branches import Solution
+from bayeskernel.meanfield.branches import NOISY, PUSH, Solution
 from bayeskernel.meanfield.laws import Averages, Law
 from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
 from bayeskernel.meanfield.particles import transitions
@@ -47,8 +47,6 @@ _STRONGEST, _BOLD = 0.3, 1.0
 # whose scatter tells the error, the relative error of the kernel aimed at and accepted, and the residual accepted.
 _GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 24, (48, 192), 8
 _ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.05
-# How far a saddle is left along its unstable direction, and curvature above minus this is no saddle within the noise.
-_PUSH, _NOISY = 0.4, 0.05
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
 # Negative eigenvalues of K that rounding errors make, relative to the largest.
@@ -113,13 +111,12 @@ class _Moments(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Of the iteration: the point, running and last averages of its groups, how strong the last step was, its gain."""
+    """Of the iteration: the point, running and last averages of its groups, how strong the last step was."""
 
     point: Point
     smooth: tuple[Averages, ...] = ()
     averages: tuple[Averages, ...] = ()
     strength: float = 0.0
-    gain: float = 0.0
 
 
 class CrowdSearch(NamedTuple):
@@ -152,7 +149,7 @@ class CrowdSearch(NamedTuple):
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
             curvature, x = lowest_curvature(average.saddle)
-            if curvature > -_NOISY:
+            if curvature > -NOISY:
                 break
             start = _beside(average.saddle, x)
         return self._finished(average, curvature / 2)
@@ -194,19 +191,19 @@ class CrowdSearch(NamedTuple):
         saddle = Saddle(self.problem, point, laws, averages)
         radius = np.sqrt(self.problem.size)
         x, _, _ = steihaug(saddle.product, saddle.reduced_slope, radius, share=_SHARE)
-        # A long way is gone in steps, on each of which Ct is to belong to C.
-        strength, left = saddle.strength(x), np.zeros_like(x)
+        strength = saddle.strength(x)
         if strength > _BOLD:
             x = _BOLD / strength * x
-            left = saddle.reduced_slope + saddle.product(x)
         tilt = saddle.mismatch + saddle.followed(x)
-        gain = min(_GAIN, _STRONGEST / max(saddle.strength(x), saddle.strength(tilt)))
+        gain = min(_GAIN, _STRONGEST / max(min(strength, _BOLD), saddle.strength(tilt)))
         C, Ct = saddle.target(x, tilt)
-        Ct = Ct + saddle.tilt(left)
+        if strength > _BOLD:
+            # A long way is gone in steps, on each of which Ct is to belong to C: slope is left.
+            Ct = Ct + saddle.tilt(saddle.reduced_slope + saddle.product(x))
         point = point._replace(
             C=point.C + gain * (C - point.C), Ct=point.Ct + gain * (Ct - point.Ct)
         )
-        return _State(point, smooth, averages, strength, gain)
+        return _State(point, smooth, averages, strength)
 
     def _approached(self, start: Point) -> _State:
         """Steps while the signal is raised, and on until they are as short as their noise."""
@@ -326,19 +323,18 @@ class _Average:
 def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:
     """Largest standard error of the mean that batches of some length give, (d, d)."""
     values: NDArray[np.floating] = np.array(batches)
-    found: Floats = np.full(values.shape[1:], np.inf)
+    errors = list[Floats]()
     while len(values) >= 3:
-        error = values.std(0, ddof=1, dtype=np.float64) / np.sqrt(len(values))
-        if np.isinf(found[0, 0]) or np.linalg.norm(error) > np.linalg.norm(found):
-            found = error
-        values = (values[len(values) % 2 :: 2] + values[len(values) % 2 + 1 :: 2]) / 2
-    return found
+        errors.append(values.std(0, ddof=1, dtype=np.float64) / np.sqrt(len(values)))
+        odd = len(values) % 2
+        values = (values[odd::2] + values[odd + 1 :: 2]) / 2
+    return max(errors, key=np.linalg.norm, default=np.full(values.shape[1:], np.inf))
 
 
 def _beside(saddle: Saddle, x: Floats) -> Point:
     """A point beside a saddle along its unstable direction."""
     point, problem = saddle.point, saddle.problem
-    dC, dCt = _PUSH * saddle.spread(x), _PUSH * saddle.tilt(saddle.followed(x))
+    dC, dCt = PUSH * saddle.spread(x), PUSH * saddle.tilt(saddle.followed(x))
     odd = np.where(np.asarray(problem.over_sites(problem.even)), 0.0, dC)
     kept = point.symmetric and bool(np.linalg.norm(odd) < np.linalg.norm(dC) / 2)
     return point._replace(C=point.C + dC, Ct=point.Ct + dCt, symmetric=kept)

@@ -104,10 +104,8 @@ class Sites(NamedTuple):
         return self._replace(entries=every_entry(len(self.members)))
 
 
-def groups(
-    problem: Problem, *, joined: bool = False, precision: str = "moments"
-) -> tuple[Sites, ...]:
-    """Groups of correlated sites, one of all sites where ``joined``; pivots by `NULL_SHARE` of a precision."""
+def groups(problem: Problem, *, joined: bool = False) -> tuple[Sites, ...]:
+    """Groups of correlated sites, one of all sites where ``joined``."""
     K = problem.preactivation_kernel(prior_recursion(problem))
     fed = np.asarray(np.any(problem.fed(np.eye(problem.size)) != 0, axis=1))
     read = np.asarray(problem.over_sites(read_blocks(problem)))
@@ -118,7 +116,7 @@ def groups(
         block = np.ix_(index, index)
         pivots, follow = np.arange(len(index)), np.eye(len(index))
         if not problem.phi.linear:  # whose law needs none
-            pivots, follow = spread(K[block], problem.patterns, NULL_SHARE[precision])
+            pivots, follow = spread(K[block], problem.patterns, NULL_SHARE["moments"])
         entries = every_entry(len(index)).chosen(read[block])
         out.append(
             Sites(index, problem.phi, pivots, follow, entries, parities[block], _span(fed[index]))
