@@ -130,10 +130,8 @@ def train(
     check_problem(network, task)
     name = optimizer if isinstance(optimizer, str) else "optax"
     _check_options(optimizer, learning_rate, batch_size, task.shape[1])
-    num_steps, num_networks = (
-        positive_integer(argument, count)
-        for argument, count in (("num_steps", num_steps), ("num_networks", num_networks))
-    )
+    num_steps = positive_integer("num_steps", num_steps)
+    num_networks = positive_integer("num_networks", num_networks)
     decay = 0.0 if weight_decay == 0 else positive("weight_decay", weight_decay)
     kept = _checked_steps(at, num_steps)
     if not isinstance(keep, (tuple, list)) or any(name != "weights" for name in keep):
