@@ -204,7 +204,7 @@ def _coherence_table(named: Mapping[str, Comparison]) -> _Rows:
     }
     steps = len(next(iter(both.values())))
     rows = [
-        (f"{t + 1}, {s + 1}", *(f"{matrix[t, s]:.3f}" for matrix in both.values()))
+        (f"{t + 1}, {s + 1}", *(f"{matrix[t, s]:z.3f}" for matrix in both.values()))
         for t, s in zip(*np.triu_indices(steps, 1), strict=True)
     ]
     noun = next(iter(named.values())).noun

@@ -5,6 +5,7 @@
 
 from typing import NamedTuple
 
+import arviz as az
 import jax
 import numpy as np
 import pytest
@@ -32,11 +33,28 @@ WIDTH, SEEDS, NETWORKS, STEPS = 512, (0, 1), 8, 3_000
 # Tied networks above the transition are slow: their steps find each other from a prior in which they are strangers.
 SLOW_STEPS = 8_000
 FALSE_ALARM = 1e-4
+WIDE = (
+    (2048, "linear", "tied", 2.0),
+    (2048, "linear", "untied", 4.5),
+    (2048, "erf", "tied", 1.0),
+    (2048, "erf", "untied", 1.0),
+    (2048, "relu", "tied", 2.0),
+    (2048, "relu", "untied", 1.0),
+    (4096, "erf", "untied", 2.5),
+    (4096, "relu", "tied", 1.0),
+    (4096, "linear", "tied", 2.0),
+    (2048, "linear", "tied", 4.5),
+    (2048, "erf", "tied", 2.5),
+    (4096, "linear", "tied", 4.5),
+)
 
 
 class Found(NamedTuple):
-    """An ensemble's distinct kernel entries (networks, entries), their means and errors over networks."""
+    """An ensemble's distinct kernel entries (networks, times, entries) and their means over times (networks, entries), their means
+    and errors over networks.
+    """
 
+    path: np.ndarray
     entries: np.ndarray
     mean: np.ndarray
     error: np.ndarray
@@ -58,11 +76,13 @@ def langevin(network, task, theory, seed, steps=STEPS, share=None, networks=NETW
     )
     kernel, output = (tree["training"][name].to_numpy() for name in ("kernel", "output"))
     symmetry = sign_symmetry(network, task)
-    kernel = aligned(kernel, output.astype(float), theory.kernel, symmetry)[0].mean(1, np.float64)
-    entries = kernel[:, :, 0, :, 0][:, *UPPER]
+    kernel = aligned(kernel, output.astype(float), theory.kernel, symmetry)[0].astype(float)
+    path = kernel[:, :, :, 0, :, 0][:, :, *UPPER]
+    entries = path.mean(1)
     made, misfit = settings(tree), tree["training"]["squared_error"].to_numpy().mean(1)
     assert not made["left_out"]
     return Found(
+        path,
         entries,
         entries.mean(0),
         entries.std(0, ddof=1) / np.sqrt(networks),
@@ -106,6 +126,42 @@ def test_langevin_samples_and_theory(case):
         f"| {np.linalg.norm(own - mean) / size:.4f} | {np.linalg.norm(own_error) / size:.4f} |"
     )
     assert all("at its end" in row.verdict for row in rows), [row.verdict for row in rows]
+    assert np.abs(z).max() < limit
+    assert np.abs(beside).max() < limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", WIDE, ids=lambda case: "-".join(map(str, case)))
+def test_wide_networks(case):
+    """Few networks, whose error is that of correlated draws: chains are networks, draws times."""
+    width, activation, sharing, signal = case
+    network = bk.Network(width, activation, sharing, noise=KINDS[activation][0])
+    task = TASK.scaled(signal)
+    theory = bk.solve(network, task)
+    cmp = sampled(network, task, theory, 0)
+    mean, error, width_error = (
+        x[:, 0, :, 0][UPPER] for x in (cmp.kernel, cmp.mcse, cmp.finite_width)
+    )
+    steps = SLOW_STEPS if sharing == "tied" and signal == max(KINDS[activation][1]) else 2_000
+    count = 8 * 2048 // width
+    rows = [langevin(network, task, theory, seed, steps, networks=count // 2) for seed in SEEDS]
+    path = np.concatenate([row.path for row in rows])
+    own, target = path.mean((0, 1)), theory.kernel[:, 0, :, 0][UPPER]
+    own_error, ess = np.array(
+        [[az.mcse(path[..., i]), az.ess(path[..., i])] for i in range(len(own))], float
+    ).T
+    limit = student(ess.min() - 1).isf(FALSE_ALARM / 2 / len(mean))
+    z = (own - mean) / np.hypot(own_error, error)
+    beside = (own - target) / np.hypot(own_error, width_error)
+    size = np.linalg.norm(mean)
+    print(
+        f"| {width} | {activation}, {sharing}, {signal:g} | {count} | {ess.min():.0f} | {np.abs(z).max():.2f} "
+        f"| {np.abs(beside).max():.2f} | {limit:.1f} | {np.linalg.norm(own - mean) / size:.4f} "
+        f"| {np.linalg.norm(own_error) / size:.4f} |",
+        flush=True,
+    )
+    assert all("at its end" in row.verdict for row in rows), [row.verdict for row in rows]
+    assert ess.min() > 20
     assert np.abs(z).max() < limit
     assert np.abs(beside).max() < limit
 
