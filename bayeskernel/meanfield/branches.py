@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bayeskernel.gauge import canonical_signs, distance
 from bayeskernel.meanfield.errors import monte_carlo
 from bayeskernel.meanfield.newton import Descent, Newton, Progress, Status, lowest_curvature
-from bayeskernel.meanfield.saddle import Point, Saddle
+from bayeskernel.meanfield.saddle import Point, Saddle, inside
 from bayeskernel.meanfield.sites import read_blocks
 from bayeskernel.meanfield.starts import first_point, prior_point
 from bayeskernel.problem import Problem
@@ -303,13 +303,4 @@ def _leant(saddle: Saddle) -> tuple[float, list[Point]]:
     points = [
         point._replace(C=point.C + s * dC, Ct=point.Ct + s * dCt, symmetric=kept) for s in signs
     ]
-    return curvature, [point for point in points if _inside(problem, point)]
-
-
-def _inside(problem: Problem, point: Point) -> bool:
-    """Whether a point lies in the domain of F, as far as rounding errors let one tell."""
-    try:
-        Saddle(problem, point)
-    except np.linalg.LinAlgError:
-        return False
-    return True
+    return curvature, [point for point in points if inside(problem, point)]

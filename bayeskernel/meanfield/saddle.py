@@ -299,3 +299,12 @@ class Saddle(Stationarity):
     def _carried(self, dK: Floats) -> Floats:
         pairs = zip(self.laws, self._blocks, strict=True)
         return np.concatenate([law.carried(dK[block]) for law, block in pairs])
+
+
+def inside(problem: Problem, point: Point) -> bool:
+    """Whether a point lies in the domain of F, as far as rounding errors let one tell."""
+    try:
+        Stationarity(problem, point)
+    except np.linalg.LinAlgError:
+        return False
+    return True

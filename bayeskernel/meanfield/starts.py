@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bayeskernel.meanfield import grid, particles
 from bayeskernel.meanfield.laws import Gaussian, Nodes
 from bayeskernel.meanfield.prior import prior_recursion
-from bayeskernel.meanfield.saddle import Point
+from bayeskernel.meanfield.saddle import Point, inside
 from bayeskernel.meanfield.sites import Sites, groups, read_blocks
 from bayeskernel.meanfield.whitened import near_minimum
 from bayeskernel.problem import Problem
@@ -48,7 +48,8 @@ def first_point(
         return point
     C, Ct = reached
     even, read = (problem.over_sites(b) for b in (problem.even, read_blocks(problem)))
-    return point._replace(C=np.where(even, C, 0), Ct=np.where(even & read, Ct, 0))
+    near = point._replace(C=np.where(even, C, 0), Ct=np.where(even & read, Ct, 0))
+    return near if inside(problem, near) else point
 
 
 def extended_point(problem: Problem, C: Floats, Ct: Floats, h: Floats, *, symmetric: bool) -> Point:

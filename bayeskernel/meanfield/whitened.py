@@ -16,10 +16,10 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import jax.scipy.linalg
 import numpy as np
-from jax.scipy.linalg import solve_triangular
 from numpy.typing import NDArray
-from scipy.linalg import cho_solve
+from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
 from bayeskernel.conditioning import NULL_SHARE, whitened
@@ -58,7 +58,7 @@ def near_minimum(
 
     def value(x: Floats) -> tuple[float, Floats]:
         A = unpacked(x)
-        C, pull = jax.vjp(kernel, A)
+        C, pull, _ = jax.vjp(kernel, A, has_aux=True)
         C = np.asarray(C)
         slope = A - np.asarray(pull(force(C, problem) / 2)[0])
         slope = slope[rows, columns]
@@ -78,16 +78,22 @@ def near_minimum(
         x = minimize(
             value, np.zeros(len(rows)), jac=True, method="L-BFGS-B", options=options, callback=told
         ).x
-        C = np.asarray(kernel(unpacked(x)))
-    try:
-        return C, _inverse(problem.preactivation_kernel(C)) - _inverse(C)
-    except np.linalg.LinAlgError:
+        A = unpacked(x)
+        C, L = (np.asarray(a) for a in kernel(A))
+    if not np.all(np.isfinite(L)):
         return None
+    # Ct = K^-1 - C^-1, without the difference of two inverses where K is nearly singular.
+    root = solve_triangular(A, np.eye(d), lower=True)
+    half = solve_triangular(L, np.eye(d) - root.T @ root, lower=True, trans="T")
+    Ct = solve_triangular(L, half.T, lower=True, trans="T")
+    return C, (Ct + Ct.T) / 2
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _kernel(nodes: int, reads: _Reads, K_in: jax.Array, A: jax.Array) -> jax.Array:
-    """C of A, (d, d) each, rows of one node after the other."""
+def _kernel(
+    nodes: int, reads: _Reads, K_in: jax.Array, A: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """C and L of A, (d, d) each, rows of one node after the other."""
     P = len(A) // nodes
     blocks = dict[tuple[int, int], jax.Array]()
     L = LA = jnp.zeros((0, 0))
@@ -96,7 +102,7 @@ def _kernel(nodes: int, reads: _Reads, K_in: jax.Array, A: jax.Array) -> jax.Arr
         for row, k, i, j, strength in reads:
             if row == n and k <= n:
                 K[k] = K[k] + strength * blocks[i, j]
-        before = solve_triangular(
+        before = jax.scipy.linalg.solve_triangular(
             L, jnp.concatenate([jnp.zeros((P, 0)), *K[:n]], axis=1).T, lower=True
         ).T
         last = jnp.linalg.cholesky(K[n] - before @ before.T)
@@ -107,13 +113,9 @@ def _kernel(nodes: int, reads: _Reads, K_in: jax.Array, A: jax.Array) -> jax.Arr
         for k in range(n + 1):
             blocks[n, k] = C[:, k * P : (k + 1) * P]
             blocks[k, n] = blocks[n, k].T
-    return LA @ LA.T
+    return LA @ LA.T, L
 
 
 def _bordered(matrix: jax.Array, row: jax.Array, corner: jax.Array) -> jax.Array:
     above = jnp.concatenate([matrix, jnp.zeros((len(matrix), len(corner)))], axis=1)
     return jnp.concatenate([above, jnp.concatenate([row, corner], axis=1)])
-
-
-def _inverse(C: Floats) -> Floats:
-    return np.asarray(cho_solve((np.linalg.cholesky(C), True), np.eye(len(C))))

@@ -4,7 +4,9 @@ import pytest
 import bayeskernel as bk
 from bayeskernel.errors import InputError
 from bayeskernel.meanfield import fluctuations, newton
+from bayeskernel.meanfield.laws import Gaussian
 from bayeskernel.meanfield.newton import Newton, Status
+from bayeskernel.meanfield.sites import groups
 from bayeskernel.meanfield.starts import prior_point
 from bayeskernel.meanfield.whitened import near_minimum
 from bayeskernel.problem import problem
@@ -321,6 +323,21 @@ def test_descent_in_whitened_coordinates_ends_at_the_solution(network):
     C, Ct = near_minimum(posed)
     np.testing.assert_allclose(posed.tensor(C), theory.kernel, atol=1e-6)
     np.testing.assert_allclose(posed.tensor(Ct), theory.conjugate, atol=1e-6)
+
+
+def test_descent_in_whitened_coordinates_bears_a_nearly_singular_kernel():
+    """As a difference of two inverses Ct was off by 3e-6 in C, and beyond the domain of F with more patterns."""
+    rng = np.random.default_rng(0)
+    targets = np.full((4, 20, 1), np.nan)
+    targets[3] = rng.normal(size=(20, 1))
+    posed = problem(
+        bk.Network(64, "linear", noise=0.5), bk.Task(rng.normal(size=(4, 20, 20)), targets)
+    )
+    C, Ct = near_minimum(posed)
+    K = posed.preactivation_kernel(C)
+    assert np.linalg.cond(K) > 1e10
+    law = Gaussian(groups(posed)[0]).law(K, Ct, symmetric=False)
+    np.testing.assert_allclose(law.C, C, atol=1e-11)
 
 
 def test_whitened_coordinates_want_an_innovation_of_every_site():
