@@ -117,7 +117,8 @@ def preactivations(z: dict[str, jax.Array], net: Structure, data: Data) -> jax.A
             for edge in graph.edges_of(kind):
                 if edge.target == n:
                     read = scales[kind][edge.label] * sources[edge.source]
-                    total += read @ z[kind][edge.label].T
+                    # Weights first: XLA would copy a transposed matrix.
+                    total += (z[kind][edge.label] @ read.T).T
         for edge in graph.edges_of("bias"):
             if edge.target == n:
                 total += scales["bias"][edge.label] * z["bias"][edge.label]
