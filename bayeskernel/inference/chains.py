@@ -29,7 +29,7 @@ from bayeskernel.inference.spaces import Space
 T = TypeVar("T")
 
 # Draws per call into compiled code at most, and the time a call should take.
-_CHUNK = 50
+CHUNK = 50
 _CHUNK_SECONDS = 0.5
 # Time between two writes of a chain to its checkpoint: what a kill may lose.
 _WRITE_SECONDS = 1.0
@@ -85,7 +85,7 @@ def build(space: Space, algorithm: str, num_warmup: int, keep: tuple[str, ...]) 
     @jax.jit
     def advance(state: Any, data: Any, n: int) -> tuple[Any, dict[str, jax.Array]]:
         shapes = jax.eval_shape(observe, state, data)
-        buffer = jax.tree.map(lambda s: jnp.zeros((_CHUNK, *s.shape), s.dtype), shapes)
+        buffer = jax.tree.map(lambda s: jnp.zeros((CHUNK, *s.shape), s.dtype), shapes)
 
         def draw(i: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             state, buffer = carry
@@ -242,7 +242,7 @@ def _run_chain(
         # Copies: a view of few rows would keep the whole buffer.
         rows = {name: np.asarray(values)[:n].copy() for name, values in buffer.items()}
         per_draw = (time.perf_counter() - began) / n
-        chunk = int(np.clip(_CHUNK_SECONDS / per_draw, 1, _CHUNK))
+        chunk = int(np.clip(_CHUNK_SECONDS / per_draw, 1, CHUNK))
         done += n
         if not warming_up:
             parts.append(rows)

@@ -19,12 +19,15 @@ from bayeskernel.inference.checkpoint import Checkpoint, Draws, identity
 from bayeskernel.inference.progress import chain_bars
 from bayeskernel.inference.spaces import SPACES, weight_space
 from bayeskernel.keys import check_key
+from bayeskernel.memory import check_memory
 from bayeskernel.network import Network, check_problem
 from bayeskernel.problem import problem
 from bayeskernel.tasks import Task
 
 # Prior draws per compiled call; a call holds one draw's weights at a time.
 _PRIOR_BATCH = 256
+# Draws are held twice while those of all chains are joined.
+_COPIES = 2
 
 
 def sample(
@@ -134,6 +137,8 @@ def _sample(
     positive_integer("num_warmup", num_warmup, minimum=0)
     for name, count in (("num_samples", num_samples), ("num_chains", num_chains)):
         positive_integer(name, count)
+    kept_draws = num_samples if checkpoint is None else 0
+    _check_memory(network, task, keep, kept_draws, num_chains)
     chosen = _choose(space, network, task, keep)
     if sampler == "auto":
         sampler = "nuts" if chosen.name == "kernels" else "hmc"
@@ -205,6 +210,30 @@ def sample_prior(
     draws = {k: np.concatenate([np.asarray(part[k]) for part in parts])[None] for k in parts[0]}
     settings = {"num_samples": num_samples, "rng_key": record.seed_data(rng_key)}
     return record.to_datatree(draws, "prior", network, task, settings)
+
+
+def _check_memory(
+    network: Network, task: Task, keep: tuple[str, ...], draws: int, num_chains: int
+) -> None:
+    """Refuse draws that would not fit, as ``draws`` of each chain or as many as a call into compiled code makes."""
+    net = weights.structure(network, task.shape[0])
+    sites = net.graph.size * task.shape[1]
+    numbers = 2 * sites**2 + task.targets.size  # both kernels, outputs
+    if "preactivations" in keep:
+        numbers += sites * net.width
+    if "weights" in keep:
+        shapes = weights.site_shapes(net, task.shape[2], task.shape[3]).values()
+        numbers += sum(int(np.prod(shape)) for shape in shapes)
+    count = num_chains * max(draws, chains.CHUNK)
+    size = (8 if _double() else 4) * numbers
+    check_memory(
+        "num_samples" if draws > chains.CHUNK else "inputs",
+        f"{num_chains} * {max(draws, chains.CHUNK):,} draws of {numbers:,} numbers",
+        _COPIES * count * size,
+        "fewer draws, or a checkpoint, which keeps them on disk"
+        if draws > chains.CHUNK
+        else "fewer patterns, steps or chains",
+    )
 
 
 class _Choice(NamedTuple):

@@ -22,6 +22,7 @@ from bayeskernel.meanfield.newton import Newton, Progress, Status
 from bayeskernel.meanfield.predict import Prediction
 from bayeskernel.meanfield.spectrum import Outliers
 from bayeskernel.meanfield.starts import extended_point
+from bayeskernel.memory import check_memory
 from bayeskernel.network import Network, check_problem
 from bayeskernel.problem import Problem, problem
 from bayeskernel.tasks import Task
@@ -32,6 +33,8 @@ Floats = NDArray[np.float64]
 TOLERANCE, MAX_STEPS = 1e-7, 200
 # Convergence of a solution extended by new patterns.
 _EXTENDED = Newton(tolerance=1e-6, max_steps=MAX_STEPS)
+# Matrices of all pairs of sites alive at once, measured with quasi-Newton steps; what particles add is small beside them.
+_MATRICES = 120
 _SEED = 0
 
 
@@ -324,6 +327,14 @@ def posed(
     positive_integer("max_steps", max_steps)
     if not np.any(np.abs(task.inputs) > 1 / LARGEST):
         raise InputError("inputs", "at least one input that is not zero", "all zero")
+    _, patterns, *_ = task.shape
+    sites = network.graph_of(task.shape[0]).size * patterns
+    check_memory(
+        "inputs",
+        f"kernels of {sites:,} * {sites:,} numbers",
+        8 * _MATRICES * sites**2,
+        "fewer patterns or steps",
+    )
     words = [_SEED]
     if rng_key is not None:
         words = np.asarray(jax.random.key_data(check_key(rng_key))).ravel().tolist()

@@ -46,7 +46,7 @@ def ours(network: bk.Network, task: bk.Task, space: str, algorithm: str) -> Meth
     def advance(state: Any, n: int) -> tuple[Any, Any]:
         parts = []
         while n > 0:
-            now = min(n, chains._CHUNK)
+            now = min(n, chains.CHUNK)
             state, buffer = sampler.advance(state, choice.data, now)
             parts.append(np.asarray(buffer["kernel"])[:now])
             n -= now

@@ -307,7 +307,7 @@ def ranks(
 
         def one(given: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
             key, y = given
-            data, most = at.data(y), chains._CHUNK
+            data, most = at.data(y), chains.CHUNK
             state = sampler.start(key, data)
             for _ in range(warmup // most):
                 state, _ = sampler.advance(state, data, most)
