@@ -39,4 +39,5 @@ autodoc_typehints = "none"  # the docstrings give shapes, which say more
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+napoleon_custom_sections = ["Returns"]  # as prose: napoleon would take every line of it for a value of its own
 add_module_names = False
