@@ -21,10 +21,10 @@ def stacked(
     skip: int | None = None,
     biases: bool = False,
 ) -> Graph:
-    """Layers of recurrent units; one layer is a chain, an RNN or a DNN by its sharing.
+    """Layers of recurrent units; one layer is a chain: an RNN or a DNN, depending on its sharing.
 
-    Layer k at step t reads itself a step before and layer k - 1 at the same step; the first layer reads the
-    inputs, the last one is read out:
+    Layer k at step t reads itself at the step before and layer k - 1 at the same step; the first layer reads the
+    inputs, and outputs read the last one:
 
         h[k,t] = (1 - leak) h[k,t-1] + leak (W_k phi(h[k,t-1]) + F_k phi(h[k-1,t]) + U x[t])
 
@@ -39,7 +39,7 @@ def stacked(
     leak
         From 0 (excluded) to 1; 1 is no leak.
     skip
-        Layers read themselves that many steps before, too, through weights S_k of their own.
+        Layers also read themselves this many steps before, through separate weights S_k.
     biases
         Whether every node has a bias, shared over steps as the input weights are.
     """
@@ -81,9 +81,9 @@ def residual(depth: int, sharing: Pattern | Sharing = "untied") -> Graph:
     Parameters
     ----------
     depth
-        Number of layers, which are the steps of the task: `bayeskernel.tasks.endpoint` with as many steps.
+        Number of layers, which is the number of steps of the task, such as `bayeskernel.tasks.endpoint`.
     sharing
-        Over layers, as in `bayeskernel.Network`; tied is a network of one block applied again and again.
+        Over layers, as in `bayeskernel.Network`; a tied network applies one block repeatedly.
     """
     depth = positive_integer("depth", depth)
     labels = labels_of(sharing, depth)
@@ -104,7 +104,7 @@ def bidirectional(steps: int, sharing: Pattern | Sharing = "tied") -> Graph:
     steps
         T.
     sharing
-        Over steps, as in `bayeskernel.Network`, of either chain; the two share nothing.
+        Over steps within each chain, as in `bayeskernel.Network`; the two chains share nothing.
     """
     steps = positive_integer("steps", steps)
     labels = labels_of(sharing, steps)

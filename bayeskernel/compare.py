@@ -61,22 +61,23 @@ class Comparison:
     Attributes
     ----------
     draws, theory
-        What was compared. Other draws in the place of theory are a `Drawn`, with their mean kernel and its error.
+        What was compared. If other draws take the place of theory, ``theory`` is a `Drawn` with their mean kernel
+        and its error.
     kernel
         Sampled mean kernel after sign alignment, shape (T, P, T, P).
     mcse
         Its Monte-Carlo standard error, same shape.
     ess
-        Effective draws for it, same shape.
+        Effective number of draws for it, same shape.
     finite_width
-        Size of the 1/N shift of each entry, same shape; zero between draws.
+        Size of the 1/N shift of each entry, same shape; zero where draws are compared with draws.
     theory_std
-        Posterior standard deviation at this width from theory, same shape; NaN where theory has none and, for
-        the time it takes, beyond 256 sites: see `MeanField.kernel_std`.
+        Posterior standard deviation at this width from theory, same shape; NaN where theory has none and beyond 256
+        sites, where it takes long: see `MeanField.kernel_std`.
     z
         z scores, same shape.
     output, output_mcse
-        Sampled mean outputs (T, P, O) and their errors, signs aligned likewise.
+        Sampled mean outputs (T, P, O) and their errors, with the same sign alignment.
     frobenius_error
         ‖sampled - theory‖ / ‖theory‖ in Frobenius norm.
     cosine_alignment
@@ -129,7 +130,7 @@ class Comparison:
 
     @cached_property
     def blocks(self) -> pd.DataFrame:
-        """One row per pair of steps (nodes): what the table says about the block of the kernel between them.
+        """One row per pair of steps (nodes), which sums up the block of the kernel between them.
 
         Norms of sampled and theory's block and of their difference, largest and root mean square z, fewest effective draws.
         """
@@ -192,14 +193,15 @@ class Comparison:
 
     @property
     def agrees(self) -> bool:
-        """Whether every entry agrees, with what is compared converged and enough effective draws."""
+        """Whether every entry agrees; False also where theory did not converge or effective draws are too few."""
         return not self._inconclusive and self.largest_z <= self.threshold
 
     @property
     def verdict(self) -> str:
-        """The outcome in one sentence, with the blocks of the kernel that differ.
+        """The outcome in one sentence; it names the blocks of the kernel that differ.
 
-        Minima of the loss are not what theory and samples describe: networks that descent brought there *deviate*.
+        Theory and samples do not describe minima of the loss: networks that gradient descent brought there
+        *deviate*.
         """
         if self._inconclusive:
             return f"Inconclusive: {self._inconclusive}."

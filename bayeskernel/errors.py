@@ -16,7 +16,7 @@ LARGEST = 1e50
 
 
 class BayesKernelError(Exception):
-    """Base of all errors raised on purpose by bayeskernel."""
+    """Base class of all errors that bayeskernel raises deliberately."""
 
 
 class InputError(BayesKernelError, ValueError):

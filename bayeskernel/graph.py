@@ -46,25 +46,26 @@ class Graph:
     Parameters
     ----------
     nodes
-        Names. Kernels have their nodes in this order, sorted where a node would come before one it reads.
+        Names. Kernels have their nodes in this order, except that a node is moved behind those it reads.
     edges
         Pairs (source, target). Beside nodes, sources may be inputs "x1", "x2", ... (the task's steps, counted from 1) and
         "1" (a bias), targets outputs "y1", "y2", ...
     labels
-        One for every edge; equal label = same weights.
+        One for every edge; edges with equal labels use the same weights.
     scales
         Standard deviation of a label's weights relative to the network's for its kind; default 1.
     carries
         {(source, target): factor}: pre-activations that are added to those of another node.
     drives
-        {node: factor} on all that edges bring to a node; default 1.
+        {node: factor} that multiplies all that edges bring to a node; default 1.
     places
         {node: (layer, step)}, for drawings and for the coordinates of kernels; default layer 1 and the node's position.
 
     Raises
     ------
     InputError
-        For unknown names, a cycle, a label of differing shapes, an edge given twice, an output that no input reaches.
+        For unknown names, a cycle, a label whose weights would differ in shape, an edge given twice, or an output
+        that no input reaches.
     """
 
     nodes: Sequence[str]

@@ -23,10 +23,10 @@ class HeldOut(NamedTuple):
     ----------
     accuracy
         Share of right decisions, 0 to 1: the sign of one output, the largest of several. Ties count as guesses.
-        Targets of zero, and steps where only some of several outputs have a target or no target is largest, ask for no
-        decision; NaN where nothing does.
+        Targets of zero are not scored, nor are steps where only some of several outputs have a target or where no
+        target is largest; NaN if nothing is scored.
     accuracy_error
-        Its standard error: from the scatter over patterns, and from that over draws where there are any.
+        Its standard error, from the scatter over patterns and, where there are draws, over draws.
     mse
         Mean of (f - y)^2 over supervised outputs.
     mse_error
@@ -55,10 +55,11 @@ def held_out(outputs: Prediction | xr.Dataset | ArrayLike, task: Task) -> HeldOu
     ----------
     outputs
         For ``task.inputs``: a prediction of `MeanField.predict` or `nngp`; draws of `bayeskernel.predict`; or outputs of
-        anything else, shape (T, P*, O), or (networks, T, P*, O) of independent networks. Draws and networks are scored one by
-        one and averaged, which is how good one network is; take the mean over them first for that of all together.
+        anything else, shape (T, P*, O), or (networks, T, P*, O) of independent networks. Draws and networks are
+        scored one by one and the scores averaged, which rates a single network; to rate the ensemble, average its
+        outputs first.
     task
-        The held-out patterns with their targets, scaled as those of training.
+        The held-out patterns with their targets, scaled as in training.
 
     Raises
     ------

@@ -51,18 +51,18 @@ class Network:
     scaling
         "mean_field" or "standard".
     leak, layers, skip
-        Leak of the units, layers of a stacked RNN, and steps back that a layer reads itself beside the last one; see
+        Leak of the units, number of layers of a stacked RNN, and how many steps back a layer also reads itself; see
         `bayeskernel.architectures.stacked`.
     bias_std
-        Prior scale of biases, shared over steps as the input weights are; 0 is none.
+        Prior scale of biases, which are shared over steps as the input weights are; 0 means no biases.
     graph
-        Any other architecture; then sharing, leak, layers and skip are the graph's.
+        Any other architecture; sharing, leak, layers and skip are then set by the graph.
 
     Raises
     ------
     InputError
         For a scale that is not a finite positive number, an unknown activation, sharing or scaling, a leak outside
-        (0, 1], a graph beside what it replaces.
+        (0, 1], or a graph given together with what it replaces.
     """
 
     width: int
@@ -100,7 +100,7 @@ class Network:
             self._check_graph()
 
     def graph_of(self, steps: int) -> Graph:
-        """The graph of the network on tasks of some steps."""
+        """The graph of the network on tasks with ``steps`` steps."""
         if self.graph is None:
             return _stacked(
                 steps, self.sharing, self.layers, self.leak, self.skip, self.bias_std > 0

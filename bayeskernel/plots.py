@@ -1,4 +1,4 @@
-"""Draws, theory and comparisons as pictures, drawn into given Axes or new ones.
+"""Figures of draws, theory and comparisons, drawn into given Axes or new ones.
 
 Colours: theory is a line, samples are points with error bars of two standard errors; steps count from 1.
 """
@@ -110,16 +110,16 @@ def plot_kernel(
     title: str = "",
     colours: str = _KERNEL_COLOURS,
 ) -> Axes:
-    """Heat map of a kernel: sites ordered by step (node), then pattern; lines part the steps.
+    """Heat map of a kernel: sites ordered by step (node), then pattern; lines separate the steps.
 
     Parameters
     ----------
     kernel
-        Shape (T, P, T, P), or what has one: draws or a comparison (the sampled mean), theory.
+        Shape (T, P, T, P), or draws or a comparison (whose sampled mean is drawn), or theory.
     ax
         Axes to draw into.
     limit
-        The colour scale runs from -limit to limit; default the largest entry.
+        The colour scale runs from -limit to limit; by default limit is the largest entry.
     title
         Above the map.
     colours
@@ -230,7 +230,7 @@ def plot_coherence(comparisons: Compared | Mapping[str, Compared], ax: Axes | No
 def plot_predictions(
     result: Result | xr.DataTree, ax: Axes | None = None, *, truth: ArrayLike | None = None
 ) -> Axes:
-    """Outputs against steps, a colour for every pattern (the first eight) and output, beside each other.
+    """Outputs against steps, in one colour for every pattern (the first eight) and output.
 
     Lines are theory, points sampled means with two posterior standard deviations, crosses the targets at
     supervised steps. Points at unsupervised steps are hollow.
@@ -411,7 +411,7 @@ def plot_free_energy(
     results: Mapping[float, MeanField] | Mapping[str, Mapping[float, MeanField]],
     ax: Axes | None = None,
 ) -> Axes:
-    """Free energy of every branch above the lowest, against signal; hollow where a branch is a saddle.
+    """Free energy of every branch relative to the lowest, against signal; hollow symbols are saddles.
 
     N times the difference is the log of the odds between branches at width N.
 
@@ -441,7 +441,7 @@ def plot_free_energy(
 
 
 def plot_network(network: Network, task: Task, ax: Axes | None = None) -> Axes:
-    """The network's graph: arrows of one colour are the same weights.
+    """The network's graph: arrows of one colour use the same weights.
 
     Steps run to the right and layers upwards. Input weights come from below and are drawn where a step has input, readout
     weights go up and are drawn where a step has targets. Dashed lines carry pre-activations over.
@@ -525,7 +525,7 @@ def _arrow(
 
 
 def plot_ranks(values: Floats, ax: Axes | None = None) -> Axes:
-    """Rank plot: where each chain's draws lie among those of all chains; level if chains agree.
+    """Rank plot: where each chain's draws lie among those of all chains; flat if chains agree.
 
     Parameters
     ----------

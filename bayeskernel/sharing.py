@@ -50,14 +50,14 @@ class StepLabels:
 
 @dataclass(frozen=True)
 class Sharing:
-    """Separate sharing patterns for the kinds of weights; in a stack every layer has the same patterns.
+    """Separate sharing patterns for each kind of weights; in a stack every layer has the same patterns.
 
     Parameters
     ----------
     recurrent, input, readout, feedforward
-        Weights between steps, from the inputs, to the outputs, and from layer to layer at the same step. Each
-        "tied" (one set of weights for all steps: an RNN), "untied" (a set per step: a DNN), or a list of T
-        integer labels, equal label = same weights.
+        Weights between steps, from the inputs, to the outputs, and from layer to layer at the same step. Each is
+        "tied" (one set of weights for all steps: an RNN), "untied" (one set per step: a DNN), or a list of T
+        integer labels, where steps with equal labels use the same weights.
     """
 
     recurrent: Pattern = "tied"

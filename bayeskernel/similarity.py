@@ -54,17 +54,17 @@ def similarity(a: Kernels, b: Kernels, measure: Measure = "cka") -> Any:
     Parameters
     ----------
     a, b
-        Kernels of patterns (P, P) or of sites (T, P, T, P); draws; theory. Of kernels of sites every step (node) of ``a``
-        is compared with every one of ``b``.
+        Kernels of shape (P, P) or (T, P, T, P); draws; or theory. With kernels of shape (T, P, T, P), every step
+        (node) of ``a`` is compared with every step of ``b``.
     measure
         "cka", "rsa", "bures" or "procrustes", all of centred kernels; the last is a distance. How-to guide and
         module give their formulas.
 
     Returns
     -------
-    A number for two kernels (P, P). With kernels of sites an array with an axis for the steps of each, in the order of
-    ``a`` and ``b``. Where ``a`` or ``b`` are draws a Dataset with ``mean``, ``lower`` and ``upper`` over them, the
-    last two enclosing 95 %. NaN where a representation does not tell patterns apart.
+    A number for two kernels (P, P); an array with an axis for the steps of ``a`` and one for those of ``b``
+    otherwise. Where ``a`` or ``b`` are draws, a Dataset with their ``mean``, ``lower`` and ``upper``, the last two
+    enclosing 95 % of draws. NaN where a representation is the same for all patterns.
 
     Two sets of draws are paired in order, evenly thinned to the same number: the draws of a pair belong to different
     posteriors and are independent, except where ``a`` is ``b``, which compares steps within every draw.
@@ -72,7 +72,7 @@ def similarity(a: Kernels, b: Kernels, measure: Measure = "cka") -> Any:
     Raises
     ------
     InputError
-        For arrays that are no kernels, differing patterns, and fewer than two patterns (three for "rsa").
+        For arrays that are not kernels, differing patterns, or fewer than two patterns (three for "rsa").
     """
     if measure not in _MEASURES:
         raise InputError("measure", f"one of {sorted(_MEASURES)}", repr(measure))
@@ -101,11 +101,11 @@ def rdm(kernel: Kernels, distance: Distance = "euclidean") -> Floats:
     distance
         "euclidean" is the root of the mean squared difference over units, "sqeuclidean" its square (rsatoolbox's
         "euclidean"), "cosine" one minus the cosine of the angle. The correlation distance needs the mean over
-        units, which kernels do not hold; where that vanishes, it is the cosine.
+        units, which kernels do not contain; where that mean vanishes, it is the cosine distance.
 
     Returns
     -------
-    Shape (P, P); (T, P, P) of kernels of sites and theory, for every step; (draws, T, P, P) of draws.
+    Shape (P, P); for every step, (T, P, P), for kernels (T, P, T, P) and theory; (draws, T, P, P) for draws.
     """
     if distance not in _DISTANCES:
         raise InputError("distance", f"one of {sorted(_DISTANCES)}", repr(distance))

@@ -39,4 +39,6 @@ autodoc_typehints = "none"  # the docstrings give shapes, which say more
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_use_rtype = False
+# As prose: napoleon would take every line for a value of its own.
+napoleon_custom_sections = ["Returns"]
 add_module_names = False

@@ -68,14 +68,14 @@ class _Sites(NamedTuple):
 def weights(rng_key: jax.Array, draws: xr.DataTree, network: Network, task: Task) -> xr.Dataset:
     """Draw the weights of a network given its stored pre-activations, exactly.
 
-    One draw of weights per stored draw, by Matheron's rule: prior weights (W0, U0), corrected by what
-    they miss of h. Then W phi(h[t-1]) + U x[t] = h[t] to rounding. Take a few draws of a long run with
-    ``draws.isel(draw=...)`` applied to its posterior: a draw at N = 2048 holds 32 MB for each W.
+    One draw of weights per stored draw, by Matheron's rule: prior weights (W0, U0) plus a correction for the part
+    of h that they do not give. Then W phi(h[t-1]) + U x[t] = h[t] up to rounding. Take a few draws of a long run
+    with ``draws.isel(draw=...)``: a draw at N = 2048 holds 32 MB for each W.
 
     Parameters
     ----------
     rng_key
-        JAX key, one of its splits for every stored draw.
+        JAX key, which is split over the stored draws.
     draws
         From `sample` with ``keep=("preactivations",)``.
     network, task
@@ -109,7 +109,7 @@ def predict(
     Parameters
     ----------
     rng_key
-        JAX key, one of its splits for every stored draw; draws what the stored variables leave open.
+        JAX key for what the stored variables leave open; it is split over the stored draws.
     draws
         From `sample` with ``keep=("weights",)`` or ``keep=("preactivations",)``, or with
         ``space="kernels"``, whose draws need nothing kept.

@@ -24,18 +24,19 @@ def measure(
     Parameters
     ----------
     network, task
-        The architecture and the data that the networks have in common, as theory and draws take them.
+        The architecture and the data that the networks have in common.
     activities
-        phi(h) of the task's patterns, shape (T, P, N) for one network or (networks, T, P, N). Other graphs than
-        chains have their nodes in place of T, in the graph's order; those of a stack are layer by layer, so arrays
+        phi(h) of the task's patterns, shape (T, P, N) for one network or (networks, T, P, N). For graphs other than
+        chains, nodes take the place of T in the graph's order. The nodes of a stack come layer by layer, so arrays
         (networks, layers, T, P, N) are reshaped to (networks, layers * T, P, N). NumPy arrays and what converts to them:
         JAX arrays (flax, equinox), PyTorch tensors on the CPU that need no gradient.
     outputs
-        Shape (T, P, O) or (networks, T, P, O). NaN, or none at all, is an output that was not recorded.
+        Shape (T, P, O) or (networks, T, P, O). NaN marks an output that was not recorded; None, that none was.
 
     Returns
     -------
-    DataTree as `bayeskernel.sample` returns, with a chain of one draw for every network and no statistics of chains.
+    DataTree as `bayeskernel.sample` returns it, where every network is a chain of one draw; there are no statistics
+    of chains.
     `bayeskernel.compare` takes errors from the spread over networks.
 
     Raises

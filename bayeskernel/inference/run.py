@@ -53,31 +53,31 @@ def sample(
     network, task
         What to sample.
     space
-        Coordinates of the posterior, exact at any width in each: "weights"; "preactivations", with
-        weights integrated out, N T P dimensions instead of N^2; "kernels" for linear networks with
-        N >= T P, at a cost that does not depend on N, always in float64. "auto" takes the one of
-        fewest dimensions that can keep what is asked for, and weights where N is below the number of
-        independent sites, as kernels of so few units are nearly singular; the choice and its reason
-        are recorded.
+        Coordinates of the posterior, which is exact at any width in each of them: "weights"; "preactivations", with
+        weights integrated out, in N T P dimensions instead of N^2; "kernels" for linear networks with N >= T P, at
+        a cost that does not depend on N, always in float64. "auto" takes the one with fewest dimensions that can
+        keep what ``keep`` names, and weights where N is below the number of independent sites, as kernels of so few
+        units are nearly singular; the choice and its reason are recorded.
     sampler
         "hmc" (quarter-period trajectories, exact under the prior), "nuts" (NumPyro), or "auto":
         NUTS for kernels, HMC for the others.
     num_warmup, num_samples, num_chains
-        Draws per chain to adapt on (not returned) and to return; chains run in parallel threads.
+        Draws per chain for adaptation (not returned), draws per chain that are returned, and number of chains,
+        which run in parallel threads.
     keep
         What to store besides kernels and outputs: "weights" (space "weights"), "preactivations"
         (with the readout weights). Without it memory per draw does not grow with the width.
     checkpoint
-        Folder in which the run is kept as it goes, warm-up included. The same call goes on from there after
-        an interruption of any kind, with draws identical to the bit to those of an undisturbed run on the same
-        machine and versions; a folder of another run is refused. Draws stay on disk: memory does not grow with
-        their number, and the result reads from ``draws.nc`` in the folder what is asked of it.
+        Folder in which the run is saved as it goes, warm-up included. After any interruption the same call
+        continues from there, and its draws are bit-identical to those of an uninterrupted run on the same machine
+        and versions; a folder of another run is refused. Draws stay on disk: memory does not grow with their
+        number, and the result reads what is needed from ``draws.nc`` in the folder.
     progress
         Show a bar per chain when standard error is a terminal.
 
     Returns
     -------
-    DataTree in ArviZ's schema: posterior (kernel, preactivation_kernel, output, what was kept),
+    DataTree in ArviZ's schema: posterior (kernel, preactivation_kernel, output, and what ``keep`` names),
     sample_stats, observed_data, constant_data, and attributes that describe the run. With ArviZ 0.23
     use ``arviz.from_datatree`` on it.
 
@@ -191,7 +191,7 @@ def _sample(
 def sample_prior(
     rng_key: jax.Array, network: Network, task: Task, *, num_samples: int = 1000
 ) -> xr.DataTree:
-    """Draw kernels and outputs from the prior; independent draws, no chain needed.
+    """Draw kernels and outputs from the prior; the draws are independent.
 
     Returns
     -------

@@ -35,15 +35,15 @@ class StorageError(BayesKernelError):
 def save(draws: xr.DataTree, path: str | os.PathLike[str]) -> Path:
     """Write draws to a netCDF file.
 
-    The file is put in place by renaming: it is whole or not there, and a file of the same name is kept until
-    then.
+    The file is put in place by renaming: it is never there in part, and an older file of the same name is kept
+    until then.
 
     Parameters
     ----------
     draws
         From `sample` or `sample_prior`.
     path
-        Where to; conventionally ending in ``.nc``.
+        File to write; its name conventionally ends in ``.nc``.
 
     Returns
     -------
@@ -66,8 +66,8 @@ def save(draws: xr.DataTree, path: str | os.PathLike[str]) -> Path:
 def load(path: str | os.PathLike[str]) -> xr.DataTree:
     """Open draws written by `save` or kept by a checkpoint.
 
-    The seal is checked first, so that a truncated or altered file is never read. Values stay on disk until they
-    are used.
+    The checksum is verified first, so that a truncated or altered file is never read. Values stay on disk until
+    they are used.
     """
     path = Path(path)
     check_seal(path)

@@ -81,24 +81,24 @@ def train(
         "langevin" (full batch, unadjusted: its stationary law is the posterior up to the step size), "gd", "sgd" (batches of
         patterns), "adam", or an optax transformation.
     learning_rate
-        Step in the coordinates of the module. By default, "adam": 0.01. Others: 0.8 ("langevin") or half the inverse of the
-        largest curvature that descents of 200 steps from up to four of the starts meet ("sgd": times the share of patterns in a
-        batch); the value is recorded. An optax transformation has its own.
+        Step size in the coordinates of the module. Default: 0.01 for "adam"; for the others 0.8 ("langevin") or 0.5
+        times the inverse of the largest curvature that descents of 200 steps from up to four of the starts meet
+        ("sgd": times the share of patterns in a batch). The value is recorded. An optax transformation has its own.
     weight_decay
-        In units of the prior's: 1 is the posterior's, 0 none. Part of the loss, for "adam" too.
+        In units of the prior: 1 is that of the posterior, 0 is none. It is part of the loss, also for "adam".
     batch_size
-        Patterns per step, drawn without replacement, their misfit scaled up to that of all. Needed for "sgd", not for
-        "langevin" and "gd".
+        Patterns per step, drawn without replacement; their squared error is scaled up to that of all patterns.
+        Required for "sgd", not for "langevin" and "gd".
     num_steps, num_networks
-        Steps of training, and networks, trained side by side.
+        Number of training steps, and of networks, which are trained together.
     at
-        Steps whose kernels to keep in the group training, beside the last one; 0 is the start.
+        Steps whose kernels are kept in the group training, in addition to the last one; 0 is the start.
     keep
-        ("weights",) stores those at the end, by the names and in the scales that `bayeskernel.weights` gives them.
+        ("weights",) stores the weights at the end, with the names and scales of `bayeskernel.weights`.
     checkpoint
-        Folder in which training is kept as it goes. The same call goes on from there after an interruption of any kind, to
-        networks identical to the bit to those of an undisturbed call on the same machine and versions; a folder of
-        another call is refused. What is kept while training is the size of the weights, thrice that for "adam".
+        Folder in which training is saved as it goes. After any interruption the same call continues from there, and
+        its networks are bit-identical to those of an uninterrupted call on the same machine and versions; a folder
+        of another call is refused. The files are as large as the weights, three times as large for "adam".
     progress
         Show a bar with the mean loss when standard error is a terminal.
 
@@ -113,17 +113,18 @@ def train(
     Raises
     ------
     InputError
-        For options that do not fit each other, and where every network diverges.
+        For options that do not fit each other, and if every network diverges.
 
     Notes
     -----
-    At the default rate descent lowers the loss at every step, but for relu: its minima lie on kinks, about which steps go to
-    and fro.
+    At the default rate descent lowers the loss at every step, except for relu: its minima lie on kinks, around
+    which steps oscillate.
 
-    Langevin's law is off at order (r c)^2, r the learning rate and c the curvature, and only as far as the loss is not
-    quadratic: steep directions move all units together and are quadratic up to d / N, d sites. The setting ``step_size_error``,
-    (r c)^2 d / N with the largest c on the way down, is this estimate of the relative error of variances in the steepest
-    direction; docs/calibration has measured ones, which are smaller.
+    The distribution that Langevin dynamics samples has an error of order (r c)^2, with learning rate r and
+    curvature c, and only where the loss is not quadratic: steep directions move all units together and are
+    quadratic up to d / N for d sites. The setting ``step_size_error``, (r c)^2 d / N with the largest c met by the
+    descents, estimates the relative error of variances in the steepest direction; measured errors
+    (docs/calibration) are smaller.
     """
     started = time.time()
     rng_key = check_key(rng_key)

@@ -78,15 +78,15 @@ def nngp(network: Network, task: Task, inputs: ArrayLike) -> Prediction:
     Regression with the Gaussian process of infinitely wide networks (NNGP; Lee et al. 2018), the kernel of `prior_kernel`
     and the noise of the network: ``f* = Q[*, supervised] (Q + kappa 1)^-1 y`` with Q = Q(C) of that kernel.
 
-    This is the theory in standard scaling, whatever the targets, and the limit of small targets in mean-field scaling, so
-    that outputs are in units of the targets and need no other scale: beside `MeanField.predict` it says what learned
-    features are worth at equal noise. A thousand sites take a tenth of a second for linear, erf and relu networks, and a
-    minute for others, by quadrature.
+    This is the theory of standard scaling, whatever the targets, and of mean-field scaling in the limit of small
+    targets. Outputs are in units of the targets, so a comparison with `MeanField.predict` shows what learned
+    features are worth at equal noise. A thousand sites take a tenth of a second for linear, erf and relu networks,
+    and a minute for others, by quadrature.
 
     Parameters
     ----------
     network, task
-        The network and its training patterns; the width does not count.
+        The network and its training patterns; the width does not matter.
     inputs
         Shape (T, P*, D).
 

@@ -100,7 +100,7 @@ class MeanField:
     free_energy_error
         Standard error of the free energy from the same sampling.
     result
-        `Status`: "converged", or a sentence that says what went wrong.
+        `Status`: "converged", or what went wrong.
     branches
         All solutions found, lowest F first; the first is the one reported.
     """
@@ -150,7 +150,7 @@ class MeanField:
         Raises
         ------
         FluctuationError
-            At a saddle, or for a kernel of rank above 64.
+            At a saddle, for kernels of rank above 64, beyond 256 sites, and with moving particles.
         """
         return self._tensor(self._shift.kernel) / self._width(width)
 
@@ -172,7 +172,12 @@ class MeanField:
         Parameters
         ----------
         inputs
-            Shape (T, P*, D), as many steps and features as the task has.
+            Shape (T, P*, D), with the steps and features of the task.
+
+        Returns
+        -------
+        A tuple with fields ``mean`` (T, P*, O), ``kernel`` (T, P*, T, P*), ``cross_kernel`` (T, P*, T, P), between new
+        and training patterns, and ``monte_carlo_error`` of the mean.
         """
         return predict.predict(
             self._solution.saddle, self._joint(predict.new_patterns(inputs, self.task))
@@ -181,8 +186,8 @@ class MeanField:
     def predict_std(self, inputs: ArrayLike, width: int | None = None) -> Floats:
         """Posterior standard deviation of the outputs for new patterns, to leading order.
 
-        As `output_std`; every new pattern is solved for as one more pattern of the task, without
-        targets, which for nonlinear networks takes about as long as a solution.
+        As `output_std`. For every new pattern the task with this pattern added, without targets, is solved, which
+        for nonlinear networks takes about as long as the first solution.
 
         Parameters
         ----------
@@ -279,8 +284,8 @@ def solve(
     network, task
         What to solve. The width only sets the scale of fluctuations.
     rng_key
-        Where particles are used (nonlinear networks with more than three correlated sites): their
-        randomness comes from all words of the key. None is a fixed seed, so that the answer repeats.
+        JAX key for particles, where they are used (nonlinear networks with more than three correlated sites). None
+        is a fixed seed, so that the answer repeats.
     tolerance
         On the residual.
     max_steps
@@ -290,8 +295,8 @@ def solve(
 
     Returns
     -------
-    The branch of lowest free energy, with all others found. Failure to converge is reported in
-    ``result``, never raised.
+    The branch of lowest free energy, with all other branches found. Failure to converge is reported in ``result``,
+    never raised.
 
     Raises
     ------

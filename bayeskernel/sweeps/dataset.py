@@ -50,14 +50,14 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
     -------
     Dataset over the axes of the grid. With a dimension ``source`` ("theory", "sampled"): kernel,
     kernel_error (Monte-Carlo error), kernel_std (posterior standard deviation at the point's width),
-    coherence, output, ok, status. Of theory: kernel_shift (~ 1/N, at the point's width), free_energy and its
+    coherence, output, ok, status. For theory only: kernel_shift (~ 1/N, at the point's width), free_energy and its
     Monte-Carlo error free_energy_error, residual, and branch_kernel, branch_coherence, branch_free_energy,
     branch_free_energy_error, branch_ok with a dimension ``direction``: the solution met with the signal
-    rising ("up") and falling ("down"). Of samples:
-    output_error, ess (smallest of all entries). z compares both, as `bayeskernel.compare` does; it is NaN
-    where theory has no fluctuations. So is everything that is not there yet, with a status of "not
-    computed", and steps that the longest task has and others have not. Where a network is no chain, kernels have a
-    dimension ``node`` instead of ``step``: layer by layer.
+    rising ("up") and falling ("down"). For samples only: output_error, ess (smallest of all entries). z compares
+    theory and samples, as `bayeskernel.compare` does; it is
+    NaN where theory has no fluctuations. Points that are not there yet are NaN, with status "not computed", and so
+    are steps beyond the end of shorter tasks. Where a network is not a chain, kernels have a dimension ``node``
+    instead of ``step``: layer by layer.
     """
     if not isinstance(folder, (str, os.PathLike)):
         raise InputError("folder", "the path of a folder", repr(folder))

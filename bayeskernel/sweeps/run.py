@@ -62,12 +62,12 @@ def sweep(
         Options of `bayeskernel.sample` (space, sampler, num_warmup, num_samples, num_chains); ``{}`` for its
         defaults, None for no samples.
     solve
-        Whether to solve the theory, once for all widths and seeds. It is continued along the signal, up
-        and then down again, so that both branches are seen where two coexist.
+        Whether to solve the theory, once for all widths and seeds. It is continued along rising and then falling
+        signal, so that both branches are found where two coexist.
     out
-        Folder of the results, a file for each point, written when the point is done. Points already there are
-        not computed again: the same call goes on after an interruption, and a larger grid adds to a smaller
-        one. A folder of another network, task or other options is refused.
+        Folder for the results, one file per point, written when the point is done. Points already there are not
+        computed again: the same call continues after an interruption, and a larger grid adds to a smaller one. A
+        folder of another network, task or other options is refused.
     client
         None computes in this process; a number, in that many processes on this machine; a
         ``dask.distributed.Client``, on its workers, who must see the folder.
@@ -79,8 +79,8 @@ def sweep(
     Raises
     ------
     SweepError
-        If points failed for a reason that may go away (a full disk, a lost worker). Errors that would come
-        again, and theory that does not converge, are results: see ``status`` and ``ok`` in the dataset.
+        If points failed for a reason that may go away (a full disk, a lost worker). Errors that would occur again,
+        and theory that does not converge, are recorded as results: see ``status`` and ``ok`` in the dataset.
     """
     if not isinstance(out, (str, os.PathLike)):
         raise InputError("out", "the path of a folder", repr(out))

@@ -22,18 +22,18 @@ def from_neurogym(dataset: Any, *, mask_fixation: bool = False) -> Task:
     Parameters
     ----------
     dataset
-        A ``neurogym.Dataset`` of an environment with discrete actions, or anything called like one: without
-        arguments, for a pair of arrays, observations (seq_len, batch, obs) and actions (seq_len, batch); batch
-        first if ``dataset.batch_first``. If it has ``seq_len`` and ``batch_size``, arrays have to agree with them.
-        Every call draws a new batch; seed the dataset to draw the same again.
+        A ``neurogym.Dataset`` of an environment with discrete actions, or anything that is called in the same way:
+        without arguments, it returns a pair of arrays, observations (seq_len, batch, obs) and actions (seq_len,
+        batch), with the batch first if ``dataset.batch_first``. If it has ``seq_len`` and ``batch_size``, arrays have
+        to agree with them. Every call draws a new batch; seed the dataset to draw the same again.
     mask_fixation
         Leave steps whose action is 0, fixation in neurogym, unsupervised.
 
     Returns
     -------
     A task with T = seq_len, P = batch, D = obs. Targets are centred one-hot: O is the number n of actions
-    (``dataset.env.action_space.n`` if there, else the largest action met plus one), and the action taken has
-    1 - 1/n, the others -1/n. Sequences that neurogym repeats stay repeated.
+    (``dataset.env.action_space.n`` if there, else the largest action met plus one), and the target is 1 - 1/n for
+    the action taken, -1/n for the others. Sequences that neurogym repeats stay repeated.
 
     Raises
     ------

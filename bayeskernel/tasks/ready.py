@@ -18,7 +18,7 @@ Supervised: TypeAlias = Literal["all"] | Sequence[int]
 
 
 def endpoint(patterns: ArrayLike, labels: ArrayLike, steps: int, *, name: str = "endpoint") -> Task:
-    """Input at step 1, target at the last step, nothing between: a deep network's usual task.
+    """Input at step 1, target at the last step, nothing between: the usual task of a deep network.
 
     Parameters
     ----------
@@ -50,8 +50,8 @@ def digits(
     """Classes of handwritten digits, read top to bottom; the answer is due at the last step.
 
     8 x 8 images of the UCI handwritten digits shipped with scikit-learn. Step t sees the t-th group
-    of 8 / T rows. The mean image of all classes is subtracted and pixels are scaled to unit mean
-    square over all images of these classes, so that ‖x‖^2 / D is about one on average.
+    of 8 / T rows. The mean image of all classes is subtracted, and pixels are scaled to unit mean square over all
+    images of these classes, so that ‖x‖^2 / D is about one on average.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def digits(
     steps
         T: 1, 2, 4 or 8.
     start
-        Skip that many images of each class; use it to get held-out patterns.
+        Number of images of each class to skip, to get held-out patterns.
     """
     steps = positive_integer("steps", steps)
     count = positive_integer("patterns_per_class", patterns_per_class)
@@ -157,7 +157,7 @@ def sine(
     amplitude: float = 1.0,
     supervised: Supervised | None = None,
 ) -> Task:
-    """Continue a sine wave from its phase: the smallest task that needs a memory.
+    """Continue a sine wave from its phase: the smallest task that needs memory.
 
     Pattern a has the phase p_a = pi a / P. Input at step 1 only: sqrt(2) (cos p_a, sin p_a). Target
     at step t: amplitude * sin(p_a + 2 pi (t - 1) / period).
@@ -191,7 +191,7 @@ def linear_teacher(
     angle: float = 0.5,
     supervised: Supervised | None = None,
 ) -> Task:
-    """Targets made by a linear dynamical system: inputs rotate step by step, a fixed vector reads.
+    """Targets from a linear dynamical system: inputs rotate step by step, and a fixed vector reads them out.
 
     Input x_a ~ N(0, 1)^D at step 1 only; target at step t is w . R^(t-1) x_a / sqrt(D) with
     w ~ N(0, 1)^D and a random rotation R = exp(A), A antisymmetric with root-mean-square angle

@@ -1,9 +1,9 @@
-"""Which tasks does an animal do in a laboratory? Trials of epochs: fixation, stimulus, delay, response.
+"""Which tasks do animals do in experiments? Trials of epochs: fixation, stimulus, delay, response.
 
 Every condition of a task is a pattern; with ``noise`` each is repeated ``trials`` times, pattern
-``condition * trials + trial``. Targets are 0 during fixation, the answer during the response and unsupervised
-(NaN) between, so that the network is free to choose how it remembers. The delay has the steps which the other
-epochs leave: more ``steps`` ask for a longer memory. No two patterns may have identical inputs.
+``condition * trials + trial``. Targets are 0 during fixation, the answer during the response and unsupervised (NaN)
+between, so that the network is free to choose how it remembers. The delay has the steps that the other epochs
+leave: more ``steps`` require a longer memory. No two patterns may have identical inputs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def decision(
 ) -> Task:
     """Which way do the dots move? Two-alternative perceptual decision, answered after a delay.
 
-    Random-dot motion of Britten et al. (1992), with the coherences of Roitman and Shadlen (2002) but 0 and
+    Random-dot motion of Britten et al. (1992), with the coherences of Roitman and Shadlen (2002) without 0 and
     3.2 %; evidence for both directions enters as in the model of Wong and Wang (2006).
 
     Parameters
@@ -89,8 +89,8 @@ def match_to_sample(
 ) -> Task:
     """Is the test the sample seen before the delay? Delayed match to sample, as in Miller et al. (1996).
 
-    Every stimulus is the sample of one match and of one non-match, whose test is the next stimulus: sample or
-    test alone tell nothing about the answer.
+    Every stimulus is the sample of one match and of one non-match, whose test is the next stimulus: neither sample
+    nor test alone predicts the answer.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def context_decision(
     trials: int = 1,
     rng_key: jax.Array | None = None,
 ) -> Task:
-    """Motion or colour, as the context says? Context-dependent decision, as in Mante et al. (2013).
+    """Motion or colour, depending on the context? Context-dependent decision, as in Mante et al. (2013).
 
     Parameters
     ----------
