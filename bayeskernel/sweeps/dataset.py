@@ -56,7 +56,7 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
     rising ("up") and falling ("down"). For samples only: output_error, ess (smallest of all entries). z compares
     theory and samples, as `bayeskernel.compare` does; it is
     NaN where theory has no fluctuations. Points that are not there yet are NaN, with status "not computed", and so
-    are steps beyond the end of shorter tasks. Where a network is not a chain, kernels have a dimension ``node``
+    are steps and patterns that smaller tasks do not have. Where a network is not a chain, kernels have a dimension ``node``
     instead of ``step``: layer by layer.
     """
     if not isinstance(folder, (str, os.PathLike)):
@@ -125,7 +125,7 @@ def _fill(
         if value.ndim == 0:
             array[index] = value.item()
         else:
-            # Fewer steps than the longest task has.
+            # Fewer steps or patterns than the largest task has.
             own = tuple(slice(0, n) for n in value.shape)
             array[index + own] = value
 
@@ -140,7 +140,11 @@ def _read(file: Path) -> Result:
 def _coordinates(
     axes: dict[str, list[Any]], swept: list[str], sizes: dict[str, int]
 ) -> dict[str, Any]:
-    coords = {name: (name, values) if name in swept else values[0] for name, values in axes.items()}
+    coords = {
+        name: (name, values) if name in swept else values[0]
+        for name, values in axes.items()
+        if values != [None]
+    }
     coords |= {name: np.arange(1, sizes[name] + 1) for name in ("step", "node", "other_node")}
     coords |= {name: np.arange(sizes[name]) for name in ("pattern", "other_pattern", "output_unit")}
     return coords | {"direction": ["up", "down"]}
@@ -168,6 +172,7 @@ def _derived(data: xr.Dataset) -> xr.Dataset:
 
 
 def _coherence(kernel: xr.DataArray) -> xr.DataArray:
+    kernel = kernel.fillna(0.0)  # patterns that smaller tasks do not have add nothing to sums
     return xr.apply_ufunc(
         coherence, kernel, input_core_dims=[_SITES], output_core_dims=[("node", "other_node")]
     )

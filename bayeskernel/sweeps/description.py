@@ -16,12 +16,24 @@ from bayeskernel import tasks
 from bayeskernel.errors import InputError, integers, mapping
 from bayeskernel.network import Network
 from bayeskernel.sharing import Sharing
+from bayeskernel.sweeps.grid import SIZES, TaskOrMaker
 from bayeskernel.tasks import Task
 from bayeskernel.tasks.trials import TRIALS
 
+
+def digits(patterns: int | None = None, **given: Any) -> Task:
+    """`bayeskernel.tasks.digits`, also of so many patterns in all."""
+    if patterns is not None:
+        classes = len(given.get("classes", (0, 1)))
+        if patterns % classes:
+            raise InputError("patterns", f"a multiple of the {classes} classes", patterns)
+        given["patterns_per_class"] = patterns // classes
+    return _called("[task]", tasks.digits, given)
+
+
 _MAKERS: dict[str, Callable[..., Task]] = {
     "endpoint": tasks.endpoint,
-    "digits": tasks.digits,
+    "digits": digits,
     "sunspots": tasks.sunspots,
     "sine": tasks.sine,
     "linear_teacher": tasks.linear_teacher,
@@ -55,14 +67,14 @@ def read_description(file: Path) -> dict[str, Any]:
     grid = {k: _spaced(k, v) for k, v in mapping("[grid]", given["grid"]).items()}
     return {
         "network": _called("[network]", Network, {"width": 1024} | network),
-        "task": _task(mapping("[task]", given["task"]), "steps" in grid),
+        "task": _task(mapping("[task]", given["task"]), [name for name in SIZES if name in grid]),
         "grid": grid,
         "sample": given.get("sample"),
         "solve": given.get("solve", True),
     }
 
 
-def _task(given: dict[str, Any], over_steps: bool) -> Task | Callable[[int], Task]:
+def _task(given: dict[str, Any], sizes: list[str]) -> TaskOrMaker:
     name = given.pop("name", None)
     if name not in _MAKERS:
         raise InputError("[task] name", f"one of {sorted(_MAKERS)}", repr(name))
@@ -71,11 +83,12 @@ def _task(given: dict[str, Any], over_steps: bool) -> Task | Callable[[int], Tas
     if name == "linear_teacher" or (takes_key and "seed" in given):
         (seed,) = integers("[task] seed", [given.pop("seed", 0)], "a whole number")
         make = partial(make, rng_key=jax.random.key(seed))
-    if not over_steps:
+    if not sizes:
         return _called("[task]", make, given)
-    if "steps" in given:
-        raise InputError("[task] steps", "none, as [grid] has steps", given["steps"])
-    return lambda steps: _called("[task]", make, given | {"steps": steps})
+    taken = [size for size in sizes if size in given]
+    if taken:
+        raise InputError(f"[task] {taken[0]}", f"none, as [grid] has {taken[0]}", given[taken[0]])
+    return lambda *numbers: _called("[task]", make, given | dict(zip(sizes, numbers, strict=True)))
 
 
 def _called(where: str, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -30,14 +30,17 @@ from bayeskernel.sharing import Sharing
 from bayeskernel.tasks import Task
 
 # Axes in the order of a sweep's dataset. What is left out of a grid has the network's value, signal 1, seed 0.
-AXES = ("sharing", "activation", "leak", "layers", "steps", "noise", "signal", "width", "seed")
-_LINE = ("sharing", "activation", "leak", "layers", "steps", "noise")
-# What most networks do not have is named only where they do.
-_ABSENT = {"leak": 1.0, "layers": 1}
+_LINE = ("sharing", "activation", "leak", "layers", "steps", "patterns", "noise")
 _WITHIN_LINE = ("signal", "width", "seed")
+AXES = (*_LINE, *_WITHIN_LINE)
+# Axes of which a task is made, in the order of its arguments.
+SIZES = ("steps", "patterns")
+# What most sweeps do not have is named only where they do; no number of patterns is that of the task.
+_ABSENT = {"leak": 1.0, "layers": 1, "patterns": None}
 
-TaskOrMaker: TypeAlias = Task | Callable[[int], Task]
+TaskOrMaker: TypeAlias = Task | Callable[..., Task]
 Point: TypeAlias = dict[str, Any]
+Sizes: TypeAlias = tuple[int, int | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +53,16 @@ class Grid:
         Values by axis, in the order of `AXES`; every axis is there, with one value where it is not swept.
     swept
         The axes of the user's grid.
-    network, make_task
-        What the points are made of.
+    network
+        What the points have in common.
+    tasks
+        By the number of steps and that of patterns.
     """
 
     axes: dict[str, tuple[Any, ...]]
     swept: tuple[str, ...]
     network: Network
-    make_task: Callable[[int], Task]
+    tasks: Mapping[Sizes, Task]
 
     @property
     def nodes(self) -> int | None:
@@ -91,7 +96,7 @@ class Grid:
             noise=point["noise"],
             width=point.get("width", self.network.width),
         )
-        task = self.make_task(point["steps"])
+        task = self.tasks[point["steps"], point["patterns"]]
         return network, task.scaled(point.get("signal", 1.0))
 
     def _product(self, names: Sequence[str]) -> Iterator[Point]:
@@ -106,13 +111,13 @@ def checked_grid(network: Network, task: TaskOrMaker, grid: Mapping[str, Sequenc
     unknown = [name for name in given if name not in AXES]
     if unknown:
         raise InputError("grid", f"axes among {AXES}", unknown)
-    make_task, steps = _task_maker(task, given)
     defaults = {
         "sharing": network.sharing,
         "activation": network.activation,
         "leak": network.leak,
         "layers": network.layers,
-        "steps": steps,
+        "steps": task.shape[0] if isinstance(task, Task) else None,
+        "patterns": None,
         "noise": network.noise,
         "signal": 1.0,
         "width": network.width,
@@ -121,40 +126,45 @@ def checked_grid(network: Network, task: TaskOrMaker, grid: Mapping[str, Sequenc
     axes: dict[str, tuple[Any, ...]] = {}
     for name in AXES:
         axes[name] = _values(name, given[name]) if name in given else (defaults[name],)
-    found = Grid(axes, tuple(name for name in AXES if name in given), network, make_task)
-    shapes = set()
+    swept = tuple(name for name in AXES if name in given)
+    tasks = _tasks(task, axes, swept)
+    if axes["steps"] == (None,):
+        axes["steps"] = tuple({made.shape[0] for made in tasks.values()})
+        tasks = {(made.shape[0], patterns): made for (_, patterns), made in tasks.items()}
+    found = Grid(axes, swept, network, tasks)
     for line in found.lines():
-        changed, problem = found.problem(line)
-        check_problem(changed, problem)
-        shapes.add((problem.shape[1], problem.shape[3]))
-    if len(shapes) > 1:
-        raise InputError("task", "as many patterns and outputs at any number of steps", shapes)
+        check_problem(*found.problem(line))
     return found
 
 
-def _task_maker(
-    task: TaskOrMaker, given: Mapping[str, Any]
-) -> tuple[Callable[[int], Task], int | None]:
+def _tasks(
+    task: TaskOrMaker, axes: Mapping[str, tuple[Any, ...]], swept: Sequence[str]
+) -> dict[Sizes, Task]:
+    """The task of every number of steps and patterns."""
+    own = [name for name in SIZES if name in swept]
     if isinstance(task, Task):
-        if "steps" in given:
+        if own:
             raise InputError(
-                "task", "a function of the number of steps, to sweep over it", "a Task"
+                "task", f"a function of {' and '.join(own)}, to sweep over it", "a Task"
             )
-        fixed = task
-        return lambda steps: fixed, task.shape[0]
-    if not callable(task) or "steps" not in given:
-        expected = "a Task, or with steps in the grid a function that makes one"
+        return {(task.shape[0], None): task}
+    if not callable(task) or not own:
+        expected = "a Task, or with steps or patterns in the grid a function that makes one"
         raise InputError("task", expected, type(task).__name__)
-    made: dict[int, Task] = {}
-
-    def make(steps: int) -> Task:
-        if steps not in made:
-            made[steps] = instance("task(steps)", task(steps), Task)
-            if made[steps].shape[0] != steps:
-                raise InputError("task(steps)", f"a task of {steps} steps", made[steps].shape[0])
-        return made[steps]
-
-    return make, None
+    tasks: dict[Sizes, Task] = {}
+    for steps, patterns in itertools.product(axes["steps"], axes["patterns"]):
+        given = {k: n for k, n in zip(SIZES, (steps, patterns), strict=True) if k in own}
+        call = f"task({', '.join(own)})"
+        made = instance(call, task(*given.values()), Task)
+        for name, found in zip(SIZES, made.shape, strict=False):
+            if found != given.get(name, found):
+                raise InputError(call, f"a task of {given[name]} {name}", found)
+        tasks[steps, patterns] = made
+    kept = {"outputs": 3} | {name: axis for axis, name in enumerate(SIZES) if name not in own}
+    for name, axis in kept.items():
+        if len(numbers := {made.shape[axis] for made in tasks.values()}) > 1:
+            raise InputError("task", f"as many {name} at all sizes", numbers)
+    return tasks
 
 
 def _values(name: str, values: object) -> tuple[Any, ...]:
@@ -162,7 +172,7 @@ def _values(name: str, values: object) -> tuple[Any, ...]:
         raise InputError(f"grid[{name!r}]", "a list of values", repr(values))
     where = f"grid[{name!r}]"
     listed: list[Any]
-    if name in ("steps", "width", "layers"):
+    if name in ("width", "layers", *SIZES):
         listed = [positive_integer(where, v) for v in values]
     elif name == "seed":
         listed = integers(where, values, "a list of whole numbers")
@@ -185,9 +195,9 @@ def _values(name: str, values: object) -> tuple[Any, ...]:
     return tuple(listed)
 
 
-def label(value: Any) -> str | float | int:
+def label(value: Any) -> str | float | int | None:
     """The plain value that stands for a value in files and datasets."""
-    if isinstance(value, (str, float, int)):
+    if value is None or isinstance(value, (str, float, int)):
         return value
     if isinstance(value, tuple):
         return ",".join(str(v) for v in value)

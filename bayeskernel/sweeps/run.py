@@ -54,10 +54,11 @@ def sweep(
     Parameters
     ----------
     network, task
-        What the points have in common. To sweep over steps, ``task`` is a function of their number.
+        What the points have in common. To sweep over steps or patterns, ``task`` is a function of their number, or of
+        both in this order.
     grid
-        Values by axis: "signal" (factor on the targets), "noise", "width", "steps", "sharing", "activation",
-        "leak", "layers", "seed" (of the samples).
+        Values by axis: "signal" (factor on the targets), "noise", "width", "steps", "patterns", "sharing",
+        "activation", "leak", "layers", "seed" (of the samples).
     sample
         Options of `bayeskernel.sample` (space, sampler, num_warmup, num_samples, num_chains); ``{}`` for its
         defaults, None for no samples.
@@ -189,17 +190,17 @@ def _lines(
 
 def _record(folder: Path, points: Grid, options: Mapping[str, Any] | None, solve: bool) -> None:
     """Say what the folder holds; refuse that of another sweep."""
-    tasks = {str(n): digest(points.make_task(n)) for n in points.axes["steps"]}
+    tasks = {_named(sizes): digest(task) for sizes, task in points.tasks.items()}
     fixed = {k: v for k, v in points.network.describe().items() if k not in points.axes}
-    shape = points.make_task(points.axes["steps"][0]).shape
+    shapes = [task.shape for task in points.tasks.values()]
     now = {
         "axes": {k: [grids.label(v) for v in values] for k, values in points.axes.items()},
         "swept": list(points.swept),
         "network": fixed,
         "tasks": tasks,
         "nodes": points.nodes,
-        "patterns": shape[1],
-        "outputs": shape[3],
+        "patterns": max(shape[1] for shape in shapes),
+        "outputs": shapes[0][3],
         "sample": None if options is None else dict(options),
         "solve": solve,
     }
@@ -210,9 +211,10 @@ def _record(folder: Path, points: Grid, options: Mapping[str, Any] | None, solve
 
 def _merged(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The record of both grids in one folder."""
-    pairs = [(name, old[name], new[name]) for name in ("network", "patterns", "outputs", "solve")]
+    pairs = [(name, old[name], new[name]) for name in ("network", "outputs", "solve")]
+    pairs.append(("patterns", _patterns(old), _patterns(new)))
     pairs += [
-        (f"task of {n} steps", old["tasks"][n], new["tasks"][n])
+        (f"task of {n}", old["tasks"][n], new["tasks"][n])
         for n in set(old["tasks"]) & set(new["tasks"])
     ]
     if old["sample"] is not None and new["sample"] is not None:
@@ -228,11 +230,21 @@ def _merged(old: dict[str, Any], new: dict[str, Any], folder: Path) -> dict[str,
     }
     return new | {
         "nodes": max((n for n in (old["nodes"], new["nodes"]) if n is not None), default=None),
+        "patterns": max(old["patterns"], new["patterns"]),
         "axes": axes,
         "swept": [name for name in grids.AXES if len(axes[name]) > 1 or name in new["swept"]],
         "tasks": old["tasks"] | new["tasks"],
         "sample": new["sample"] if new["sample"] is not None else old["sample"],
     }
+
+
+def _named(sizes: grids.Sizes) -> str:
+    steps, patterns = sizes
+    return f"{steps} steps" + ("" if patterns is None else f" and {patterns} patterns")
+
+
+def _patterns(record: Mapping[str, Any]) -> object:
+    return record["patterns"] if record["axes"]["patterns"] == [None] else "as swept"
 
 
 def _check_travels(points: Grid) -> None:

@@ -1,6 +1,7 @@
 """Every point of a grid: right, kept, found again, and refused where it makes no sense."""
 
 import functools
+import itertools
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
+from bayeskernel import kernels
 from bayeskernel.meanfield.path import solve_path
 from bayeskernel.sweeps.description import read_description
 from bayeskernel.sweeps.grid import checked_grid, sample_file, theory_file
@@ -22,6 +24,10 @@ GRID = {"signal": [1.0, 4.5], "sharing": ["tied", "untied"], "seed": [0, 1]}
 
 def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
+
+
+def some_digits(patterns):
+    return bk.tasks.digits((0, 1), patterns // 2, 2)
 
 
 def some_steps(steps):
@@ -185,6 +191,30 @@ def test_steps_of_different_numbers_are_filled_up():
     assert [found.problem(line)[1].shape[0] for line in found.lines()] == [2, 4]
 
 
+def test_numbers_of_patterns_are_filled_up(tmp_path):
+    """Each point is the task of its own number, and what a smaller one does not have is NaN."""
+    grid = {"patterns": [2, 4], "signal": [1.0, 2.0]}
+    data = bk.sweep(NET, some_digits, grid, out=tmp_path)
+    for patterns, signal in itertools.product(*grid.values()):
+        theory = bk.solve(NET, some_digits(patterns).scaled(signal))
+        here = data.sel(patterns=patterns, signal=signal, source="theory")
+        own = here["kernel"].isel(pattern=slice(patterns), other_pattern=slice(patterns))
+        np.testing.assert_allclose(own, theory.kernel, atol=1e-6)
+        np.testing.assert_allclose(here["coherence"], kernels.coherence(theory.kernel), atol=1e-6)
+    assert data["kernel"].sel(patterns=2).isel(pattern=[2, 3]).isnull().all()
+    # A larger grid adds to a smaller one; one number of patterns is another sweep.
+    more = bk.sweep(NET, some_digits, {"patterns": [6], "signal": [1.0]}, out=tmp_path)
+    assert more["patterns"].values.tolist() == [2, 4, 6]
+    assert (
+        more["kernel"]
+        .sel(patterns=[2, 4])
+        .isel(pattern=slice(4), other_pattern=slice(4))
+        .equals(data["kernel"])
+    )
+    with pytest.raises(bk.InputError, match="out: expected a sweep with patterns = 2"):
+        bk.sweep(NET, some_digits(2), {"signal": [1.0]}, out=tmp_path)
+
+
 def test_files_are_named_by_their_point(tmp_path):
     found = checked_grid(NET, TASK, {"sharing": [[0, 0, 1], bk.Sharing("untied")], "signal": [2]})
     points = [p for line in found.lines() for p in found.within(line)]
@@ -211,8 +241,20 @@ def test_files_are_named_by_their_point(tmp_path):
         ({"grid": {"sharing": "tied"}}, r"grid\['sharing'\]: expected a list of values"),
         ({"grid": {"sharing": [[0, 1]]}}, "sharing: expected 3 labels"),
         ({"grid": {"activation": ["step"]}}, "activation: expected one of"),
-        ({"grid": {"steps": [3]}}, "task: expected a function of the number of steps"),
-        ({"task": some_steps}, "task: expected a Task, or with steps in the grid a function"),
+        ({"grid": {"steps": [3]}}, "task: expected a function of steps"),
+        ({"task": some_steps}, "task: expected a Task, or with steps or patterns in the grid a"),
+        (
+            {"task": some_digits, "grid": {"patterns": [3]}},
+            r"task\(patterns\): .* 3 patterns, got 2",
+        ),
+        (
+            {"task": some_digits, "grid": {"patterns": [0]}},
+            r"grid\['patterns'\]: expected an integer",
+        ),
+        (
+            {"grid": {"patterns": [2], "steps": [3]}},
+            "task: expected a function of steps and patterns",
+        ),
         ({"task": lambda _: TASK, "grid": {"steps": [4]}}, "expected a task of 4 steps, got 3"),
         ({"sample": {"draws": 3}}, "sample: expected options among"),
         ({"solve": False}, "sample, solve: expected samples, theory or both"),
@@ -265,6 +307,23 @@ def test_command_line_reads_a_description(tmp_path, command):
     assert np.isfinite(here.sel(step=[1, 2], other_step=[1, 2])).all()
 
 
+def test_a_description_may_sweep_over_both_sizes(tmp_path):
+    text = '[task]\nname = "digits"\nclasses = [3, 8]\n[grid]\nsteps = [2, 4]\npatterns = [2, 6]\n'
+    (tmp_path / "sweep.toml").write_text(text)
+    given = read_description(tmp_path / "sweep.toml")
+    found = checked_grid(given["network"], given["task"], given["grid"])
+    for (steps, patterns), task in found.tasks.items():
+        np.testing.assert_array_equal(
+            task.inputs, bk.tasks.digits((3, 8), patterns // 2, steps).inputs
+        )
+    (tmp_path / "sweep.toml").write_text(text.replace("6", "5"))
+    given = read_description(tmp_path / "sweep.toml")
+    with pytest.raises(
+        bk.InputError, match="patterns: expected a multiple of the 2 classes, got 5"
+    ):
+        checked_grid(given["network"], given["task"], given["grid"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -275,6 +334,10 @@ def test_command_line_reads_a_description(tmp_path, command):
         (("width", "widht"), "[network]: expected arguments of Network"),
         (("count = 2", "counts = 2"), "[grid] signal: expected a list, or start, stop, count"),
         (("[2, 3]", "[2, 3]\n[run]"), "FILE: expected nothing but"),
+        (
+            ("[2, 3]", "[2, 3]\npatterns = [1]"),
+            "[task] patterns: expected none, as [grid] has patterns",
+        ),
     ],
 )
 def test_a_bad_description_is_refused(change, message, tmp_path):
