@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dpstrf
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -92,20 +93,17 @@ def spread(covariance: Floats, patterns: int, share: float) -> tuple[Ints, Float
 
 def _pivoted_root(covariance: Floats, smallest: Floats) -> tuple[list[int], Floats]:
     """Sites chosen greedily until none has more than ``smallest`` variance left, and the root on them."""
-    left, chosen = covariance.copy(), list[int]()
-    while len(chosen) < len(left):
-        excess = np.where(smallest > 0, np.diag(left) / np.maximum(smallest, 1e-300), 0.0)
-        excess[chosen] = 0.0
-        best = int(np.argmax(excess))
-        if not excess[best] > 1:
-            break
-        chosen.append(best)
-        left = left - np.outer(left[best], left[best]) / left[best, best]
-    chosen.sort()
+    varied = smallest > 0
+    scale = np.where(varied, 1 / np.sqrt(np.where(varied, smallest, 1.0)), 0.0)
+    excess = scale[:, None] * covariance * scale
+    chosen = list[int]()
+    if np.max(np.diag(excess), initial=0.0) > 1:  # LAPACK's first pivot is not held against the bound
+        _, order, rank, _ = dpstrf(excess, tol=1.0, lower=1)
+        chosen = sorted((order[:rank] - 1).tolist())
     factor = np.linalg.cholesky(covariance[np.ix_(chosen, chosen)])
     root = (
         solve_triangular(factor, covariance[chosen], lower=True).T
         if chosen
-        else np.zeros((len(left), 0))
+        else np.zeros((len(covariance), 0))
     )
     return chosen, np.asarray(root)

@@ -95,7 +95,8 @@ class Newton:
             try:
                 saddle = self._settled(saddle, rng)
             except np.linalg.LinAlgError:
-                return Descent(saddle, Status.BREAKDOWN)
+                covered = saddle.effective > self.least_overlap
+                return Descent(saddle, Status.BREAKDOWN if covered else Status.UNCOVERED)
             if report is not None:
                 report(step, saddle.residual)
             if not saddle.residual < np.inf:
