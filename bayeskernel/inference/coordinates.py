@@ -82,7 +82,7 @@ class Data(NamedTuple):
     recurrent
         sum_l G_l x G_l. Of a chain sw^2 M_W, shape (m, m); else (m, m, m, m), K's pair of nodes from C's.
     input_kernel
-        K_in, shape (d, d).
+        K_in, shape (d, d); in float64.
     readout
         sv^2 where two reads use the same weights, else 0; shape (reads, reads).
     labels
@@ -123,7 +123,7 @@ def coordinates(problem: Problem, pivots: tuple[Sites, ...]) -> Coordinates:
 
 
 def arrays(problem: Problem) -> Data:
-    """Collect the arrays of a problem, in the caller's default float type."""
+    """Collect the arrays of a problem, in the caller's default float type but for K_in, which is in float64."""
     m, dtype = problem.nodes, jnp.result_type(float)
     recurrent = problem.gain.toarray().reshape(m, m, m, m)
     if coordinates(problem, ()).chain:
@@ -141,7 +141,9 @@ def arrays(problem: Problem) -> Data:
         width=np.asarray(problem.width),
         targets=tuple(r.targets for r in problem.readings),
     )
-    return jax.tree.map(lambda a: jnp.asarray(np.asarray(a, dtype)), numbers)
+    data = jax.tree.map(lambda a: jnp.asarray(np.asarray(a, dtype)), numbers)
+    with jax.enable_x64(True):
+        return data._replace(input_kernel=jnp.asarray(problem.input_kernel, float))
 
 
 def _reads(problem: Problem) -> tuple[tuple[int, int], ...]:

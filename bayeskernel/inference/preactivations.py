@@ -11,7 +11,8 @@ carries N(0, 1) to the prior of the network, so the density to sample is
 
 in N T P dimensions instead of N^2. Where K is singular (duplicate patterns, more patterns than the
 directions inputs and earlier units can reach) a node keeps only *pivots*: sites whose innovations are
-linearly independent. The other sites follow from them without error, and no jitter is added.
+linearly independent. The other sites follow from them without error, and no jitter is added. What is conditioned, d x d
+numbers, is in float64 whatever the units' type: rounded to float32 a K of hundreds of correlated sites is not positive.
 
 The gradient is written by hand, last node first: from dC through phi to the rows of A, and through the
 Cholesky factor L of K on the pivots, dL = L Phi(L^-1 dK L^-T) with Phi half of the diagonal and what is
@@ -45,7 +46,7 @@ class Node(NamedTuple):
     pull
         Adjoint of phi at h.
     loadings
-        Rows of A on the pivots of this and earlier nodes.
+        Rows of A on the pivots of this and earlier nodes, in float64.
     overlaps
         C with this and earlier nodes, shape (P, (n + 1) P).
     """
@@ -62,14 +63,18 @@ def unfold(
 ) -> tuple[list[Node], jax.Array, list[int]]:
     """All nodes of the map from z (rank, N), the inverse of L, and the sites of its rows."""
     P, nodes = coordinates.patterns, list[Node]()
-    inverse, sites = jnp.zeros((0, 0), z.dtype), list[int]()
+    sites = list[int]()
+    with jax.enable_x64(True):
+        inverse = jnp.zeros((0, 0))
     for n, pivots in enumerate(coordinates.pivots):
-        rows = data.input_kernel[n * P : (n + 1) * P, : (n + 1) * P]
-        if coordinates.sources[n]:
-            rows = rows + _fed(nodes, coordinates, data)
-        loadings, inverse = _condition(rows, pivots, sites, inverse)
+        with jax.enable_x64(True):
+            rows = data.input_kernel[n * P : (n + 1) * P, : (n + 1) * P]
+            if coordinates.sources[n]:
+                rows = rows + _fed(nodes, coordinates, data)
+            loadings, inverse = _condition(rows, pivots, sites, inverse)
+            used = loadings.astype(z.dtype)
         sites += [n * P + a for a in pivots]
-        h = loadings @ z[: len(sites)]
+        h = used @ z[: len(sites)]
         activities, pull = jax.vjp(coordinates.phi, h)
         # Plain products of matrices: contractions over more axes cost XLA three times as much.
         earlier = jnp.concatenate([*(node.activities for node in nodes), activities])
@@ -79,12 +84,12 @@ def unfold(
 
 
 def _fed(nodes: Sequence[Node], coordinates: Coordinates, data: Data) -> jax.Array:
-    """Rows of sum_l G_l C G_l^T at the node after some, shape (P, (n + 1) P)."""
+    """Rows of sum_l G_l C G_l^T at the node after some, shape (P, (n + 1) P); in float64."""
     n, P = len(nodes), coordinates.patterns
     if coordinates.chain:
         gain = jnp.repeat(data.recurrent[n, 1 : n + 1], P)
-        return jnp.pad(gain * nodes[-1].overlaps, ((0, 0), (P, 0)))
-    C = readout.symmetric(lower_kernel(nodes), coordinates).reshape(n, P, n, P)
+        return jnp.pad(gain * nodes[-1].overlaps.astype(float), ((0, 0), (P, 0)))
+    C = readout.symmetric(lower_kernel(nodes).astype(float), coordinates).reshape(n, P, n, P)
     K = jnp.einsum("mpq,paqb->amb", data.recurrent[n, : n + 1, :n, :n], C)
     return K.reshape(P, -1)
 
@@ -135,7 +140,8 @@ def log_likelihood_and_gradient(
         int, jax.Array
     ] = {}  # of C, through K of later nodes; by the last node whose row it holds
     fields: list[jax.Array] = []  # adjoint of h, last node first
-    of_factor = jnp.zeros_like(inverse)
+    with jax.enable_x64(True):
+        of_factor = jnp.zeros_like(inverse)
     for n in reversed(range(len(nodes))):
         start, stop = reach[n]
         row = 2 * slope[n * P : (n + 1) * P, start:stop]
@@ -145,9 +151,15 @@ def log_likelihood_and_gradient(
         field = nodes[n].pull((row / data.width) @ activities[start:stop])[0]
         fields.append(field)
         of_loadings = field @ z[: nodes[n].loadings.shape[1]].T
-        of_rows, of_factor = _condition_adjoint(
-            of_loadings, of_factor, nodes[n].loadings, inverse, coordinates.pivots[n]
-        )
+        with jax.enable_x64(True):
+            of_rows, of_factor = _condition_adjoint(
+                of_loadings.astype(float),
+                of_factor,
+                nodes[n].loadings,
+                inverse,
+                coordinates.pivots[n],
+            )
+            of_rows = of_rows.astype(z.dtype)
         if coordinates.sources[n]:
             size, reached = (n + 1) * P, sites[: nodes[n].loadings.shape[1]]
             slopes[n - 1] = _fed_adjoint(place(of_rows, reached, size, 1), n, coordinates, data)
@@ -210,9 +222,11 @@ def _condition_adjoint(
 def _collect(fields: list[jax.Array], nodes: Sequence[Node], coordinates: Coordinates) -> jax.Array:
     """A^T fields, shape (rank, N), without the zeros of A."""
     parts, first = [], 0
+    with jax.enable_x64(True):
+        loadings = [node.loadings.astype(node.h.dtype) for node in nodes]
     for n, pivots in enumerate(coordinates.pivots):
         own = slice(first, first + len(pivots))
-        column = jnp.concatenate([node.loadings[:, own] for node in nodes[n:]])
+        column = jnp.concatenate([rows[:, own] for rows in loadings[n:]])
         parts.append(column.T @ jnp.concatenate(fields[n:]))
         first = own.stop
     return jnp.concatenate(parts)

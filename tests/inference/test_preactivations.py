@@ -211,3 +211,18 @@ def test_readout_is_drawn_from_its_conditional(double):
     error = np.sqrt((np.outer(np.diag(covariance), np.diag(covariance)) + covariance**2) / count)
     assert np.abs((np.cov(v[:, 0].T) - covariance) / error).max() < 5
     assert np.abs(v[:, 1].mean(0)).max() < 5 * 1.4 / np.sqrt(count)
+
+
+def test_correlated_sites_in_float32():
+    """Conditioned in float32 they had no likelihood: K, rounded, was not positive."""
+    network, task = bk.Network(128, "erf", noise=0.1), bk.tasks.digits((0, 1), 24, 4)
+    coordinates, data = posterior(network, task)
+    z = np.random.default_rng(0).normal(size=(coordinates.rank, 128))
+    value, gradient = pre.log_likelihood_and_gradient(jnp.float32(z), coordinates, data)
+    assert value.dtype == gradient.dtype == jnp.float32
+    with jax.enable_x64(True):
+        exact, slope = pre.log_likelihood_and_gradient(
+            jnp.asarray(z), coordinates, co.arrays(problem(network, task))
+        )
+    assert float(value) == pytest.approx(float(exact), rel=3e-4)
+    assert np.linalg.norm(np.asarray(gradient) - np.asarray(slope)) < 0.01 * np.linalg.norm(slope)
