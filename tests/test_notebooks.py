@@ -51,6 +51,15 @@ SMALL = {
     },
     "09_training": {"WIDTH": 64, "NETWORKS": 16, "STEPS": 8000, "DRAWS": 500},
     "10_real_images": {"PER_CLASS": 2, "SUBSETS": 2, "SIGNALS": (0.3, 10.0), "DRAWS": 50},
+    "11_neuroscience_tasks": {
+        "DRAWS": 400,
+        "STEPS": 5,
+        "STIMULUS": 2,
+        "SAMPLE": 1,
+        "RESPONSE": 1,
+        "COHERENCES": (0.128, 0.512),
+        "SIGNALS": {"context": 2.0, "decision": 2.5, "match": 3.0, "match of three": 3.0},
+    },
 }
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -127,5 +136,5 @@ def test_executed_notebooks_keep_nothing_of_the_machine_that_ran_them(path):
         assert (cell.id, cell.metadata) == (f"cell-{k}", {})
 
 
-def test_there_are_ten():
+def test_there_are_eleven():
     assert [path.stem for path in NOTEBOOKS] == list(SMALL)
