@@ -43,6 +43,8 @@ _SAME, _SIGMAS = 1e-4, 5.0
 _MOST_DESCENTS = 32
 # Stages of a signal that cannot be reached at once.
 _STAGES = 8
+# A share of K that no law knows of: more than this is more than the error of particles.
+_STRAYED = 1e-3
 
 
 class Solution(NamedTuple):
@@ -162,6 +164,8 @@ class Search(NamedTuple):
             return _failed(rough._replace(status=Status.BREAKDOWN))
         if descent.status in (Status.BREAKDOWN, Status.UNCOVERED):
             return _failed(descent)
+        if strayed(descent.saddle) > _STRAYED:
+            return _failed(descent._replace(status=Status.UNCOVERED))
         return self._finished(descent, (rough if point.random else descent).saddle.point)
 
     def _descended(self, starts: list[Point], kept: Sequence[Solution] = ()) -> list[Solution]:
@@ -253,6 +257,22 @@ class Search(NamedTuple):
 
     def _scaled(self, signal: float) -> Search:
         return self._replace(problem=self.problem.scaled(signal))
+
+
+def strayed(saddle: Saddle) -> float:
+    """How far sites without pivots are from following as they do before training, as a share of K's variances.
+
+    Directions that are null there may grow as kernels are learned, and laws know nothing of them.
+    """
+    most = 0.0
+    for nodes in saddle.point.nodes:
+        sites, K = nodes.sites, saddle.K[nodes.sites.block]
+        followed = sites.spread @ K[np.ix_(sites.pivots, sites.pivots)] @ sites.spread.T
+        size = np.sqrt(np.diag(K))
+        allowed = np.outer(size, size)
+        apart = np.divide(abs(K - followed), allowed, out=np.zeros_like(K), where=allowed > 0)
+        most = max(most, float(np.max(apart)))
+    return most
 
 
 def completed(saddle: Saddle) -> Saddle:

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
+from bayeskernel.meanfield import branches, newton
 from bayeskernel.meanfield.grid import Grid, matched
 from bayeskernel.meanfield.laws import Gaussian, Wick
 from bayeskernel.meanfield.particles import Particles, from_prior
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.saddle import Point, Saddle
 from bayeskernel.meanfield.sites import groups
+from bayeskernel.meanfield.starts import prior_point
 from bayeskernel.problem import problem
 
 SEQUENCE = bk.Task(
@@ -129,3 +131,18 @@ def test_inputs_in_the_denormal_range_are_solved_for():
     inputs = np.array([[[0.0, e], [e, 1.0]], [[e, e], [e, e]]])
     task = bk.Task(inputs, np.array([[[np.nan]] * 2, [[0.0]] * 2]))
     assert bk.solve(bk.Network(8, "linear", noise=1e-50), task).converged
+
+
+def test_directions_that_grow_from_nothing_end_the_solution(monkeypatch):
+    """Between eight grades of evidence four differences are above rounding before training."""
+    posed = problem(bk.Network(64, "erf", "untied", noise=1.0), bk.tasks.decision())
+    point = prior_point(posed, np.random.default_rng(0))
+    assert branches.strayed(Saddle(posed, point)) < 2e-6
+    grown, step = point.C.copy(), slice(32, 40)
+    grown[step, step] += 0.04 * np.outer(*2 * [[1, -1, 1, -1, 1, -1, 1, -1]])
+    share = branches.strayed(Saddle(posed, point._replace(C=grown)))
+    assert 0.05 < share < 5
+    task = bk.tasks.endpoint([[1.0]], [1.0], 3)
+    assert bk.solve(bk.Network(64, "erf", noise=0.1), task).converged
+    monkeypatch.setattr(branches, "_STRAYED", -1.0)
+    assert bk.solve(bk.Network(64, "erf", noise=0.1), task).result is newton.Status.UNCOVERED
