@@ -52,8 +52,8 @@ TaskOption = Annotated[
     TaskName | None,
     typer.Option(
         "--task",
-        help="What to learn; digits and sunspots are real data, from decision on it is trials of animals, whose conditions "
-        "are the patterns.",
+        help="What to learn; digits and sunspots are real data, from decision on these are trials of animal experiments, "
+        "whose conditions are the patterns.",
         show_default=TaskName.digits.value,
     ),
 ]
