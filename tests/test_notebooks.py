@@ -62,6 +62,9 @@ SMALL = {
     },
 }
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# Seven samplers of a shape each; what it computes with is tested elsewhere.
+LONG = {"11_neuroscience_tasks"}
+RUN = [pytest.param(p, marks=pytest.mark.slow) if p.stem in LONG else p for p in NOTEBOOKS]
 
 
 def source(path):
@@ -73,7 +76,7 @@ def code(cells):
 
 
 @pytest.mark.long
-@every
+@pytest.mark.parametrize("path", RUN, ids=lambda path: path.stem)
 def test_notebook_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mpl.use("agg")
