@@ -38,10 +38,9 @@ WIDE = (
     (2048, "linear", "untied", 4.5),
     (2048, "erf", "untied", 1.0),
     (2048, "relu", "untied", 1.0),
-    (4096, "relu", "tied", 1.0),
     (2048, "linear", "tied", 4.5),
-    (4096, "erf", "untied", 2.5),
     (2048, "erf", "tied", 2.5),
+    (4096, "relu", "tied", 1.0),
 )
 
 
@@ -139,8 +138,9 @@ def test_wide_networks(case):
         x[:, 0, :, 0][UPPER] for x in (cmp.kernel, cmp.mcse, cmp.finite_width)
     )
     steps = SLOW_STEPS if sharing == "tied" and signal == max(KINDS[activation][1]) else 2_000
-    count = 8 * 2048 // width
-    rows = [langevin(network, task, theory, seed, steps, networks=count // 2) for seed in SEEDS]
+    seeds = SEEDS if width < 4096 else SEEDS[:1]
+    rows = [langevin(network, task, theory, seed, steps, networks=4) for seed in seeds]
+    count = 4 * len(seeds)
     path = np.concatenate([row.path for row in rows])
     own, target = path.mean((0, 1)), theory.kernel[:, 0, :, 0][UPPER]
     own_error, ess = np.array(
