@@ -33,15 +33,15 @@ def test_kernels_too_large_for_theory(megabytes):
 
 
 def test_draws_too_many_for_memory(megabytes, tmp_path):
-    megabytes(0.3)  # two chains of 60 draws of two kernels of 10 * 10 take 0.2 MB
+    megabytes(0.3)  # two chains of 60 draws of two kernels of 10 * 10, twice, take 0.2 MB
     assert sampled()["posterior"].sizes["draw"] == 60
-    with pytest.raises(InputError, match=r"num_samples: .*checkpoint.*2 \* 1,000 draws of 210"):
-        sampled(num_samples=1000)
+    with pytest.raises(InputError, match=r"num_samples: .*checkpoint.*2 \* 120 draws of 210"):
+        sampled(num_samples=120)
     megabytes(0.25)
     with pytest.raises(InputError, match=r"num_samples: .*60 draws of 290 numbers"):
         sampled(keep=["preactivations"])
-    kept = sampled(num_samples=1000, checkpoint=tmp_path)  # draws stay on disk
-    assert kept["posterior"].sizes["draw"] == 1000
+    kept = sampled(num_samples=120, checkpoint=tmp_path)  # draws stay on disk
+    assert kept["posterior"].sizes["draw"] == 120
     megabytes(0.1)
     with pytest.raises(InputError, match=r"inputs: .*fewer patterns.*2 \* 50 draws"):
         sampled(checkpoint=tmp_path / "other")

@@ -12,7 +12,8 @@ carries N(0, 1) to the prior of the network, so the density to sample is
 in N T P dimensions instead of N^2. Where K is singular (duplicate patterns, more patterns than the
 directions inputs and earlier units can reach) a node keeps only *pivots*: sites whose innovations are
 linearly independent. The other sites follow from them without error, and no jitter is added. What is conditioned, d x d
-numbers, is in float64 whatever the units' type: rounded to float32 a K of hundreds of correlated sites is not positive.
+numbers, is in float64 whatever the units' type: rounded to float32 a K of hundreds of correlated sites is not positive. So
+functions here must not be vectorised by `jax.vmap`, whose rules would see float64 outside of its context.
 
 The gradient is written by hand, last node first: from dC through phi to the rows of A, and through the
 Cholesky factor L of K on the pivots, dL = L Phi(L^-1 dK L^-T) with Phi half of the diagonal and what is

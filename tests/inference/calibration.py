@@ -240,7 +240,8 @@ def transitions(
         seen = at.space.observe(key_observe, state.z, data, KEPT[name])
         return seen | {"accept": state.accept_prob}
 
-    run = jax.jit(jax.vmap(one))
+    # One after the other, as the package runs chains: conditioning in float64 is not for `jax.vmap`.
+    run = jax.jit(lambda *given: jax.lax.map(lambda each: one(*each), given))
 
     def move(values: Values, y: np.ndarray, seed: int) -> Values:
         keys = jax.random.split(jax.random.key(seed), len(y))
