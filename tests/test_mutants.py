@@ -29,6 +29,7 @@ from .conftest import make_general_task as general_task
 from .inference import (
     calibration,
     test_conditional,
+    test_hmc,
     test_kernel_space,
     test_preactivations,
     test_weights,
@@ -60,6 +61,7 @@ CHECKS = {
     "Matheron weights": lambda: test_conditional.test_weights_reproduce_preactivations_and_outputs(
         test_conditional.SHARINGS[2], "preactivations", general_task(), None
     ),
+    "HMC transition": test_hmc.test_transition_is_that_written_out,
     "theory: saddle point": lambda: test_linear.test_solution_satisfies_the_saddle_point_equations(
         "mixed", general_task()
     ),
@@ -202,9 +204,9 @@ EXPECTED = {
     "shift not undone": {"theory: saddle point"},
     # Motion under the prior is exact, so the error tempers the likelihood alone, by 5 %: too little for
     # pre-activations at this number of replicates.
-    "energy + 5 %": {"joint law: weights"},
-    "momentum + 5 %": {"joint law: weights", "joint law: preactivations"},
-    "rotation + 1 % in length": {"joint law: weights", "joint law: preactivations"},
+    "energy + 5 %": {"HMC transition", "joint law: weights"},
+    "momentum + 5 %": {"HMC transition", "joint law: weights", "joint law: preactivations"},
+    "rotation + 1 % in length": {"HMC transition", "joint law: weights", "joint law: preactivations"},
     "a degree of freedom missing": {"joint law: kernels"},
     "K's slope - 5 %": {"theory: table 2"},
     "tilt + 5 %": {"theory: table 2", "theory: one step"},
