@@ -62,8 +62,8 @@ SMALL = {
     },
 }
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-# Seven samplers of a shape each; what it computes with is tested elsewhere.
-LONG = {"11_neuroscience_tasks"}
+# Many shapes or long training; what these compute with is tested elsewhere.
+LONG = {"09_training", "10_real_images", "11_neuroscience_tasks"}
 RUN = [pytest.param(p, marks=pytest.mark.slow) if p.stem in LONG else p for p in NOTEBOOKS]
 
 
