@@ -97,9 +97,8 @@ def _pivoted_root(covariance: Floats, smallest: Floats) -> tuple[list[int], Floa
     scale = np.where(varied, 1 / np.sqrt(np.where(varied, smallest, 1.0)), 0.0)
     excess = scale[:, None] * covariance * scale
     chosen = list[int]()
-    if (
-        np.max(np.diag(excess), initial=0.0) > 1
-    ):  # LAPACK's first pivot is not held against the bound
+    # LAPACK does not hold its first pivot against the bound.
+    if np.max(np.diag(excess), initial=0.0) > 1:
         _, order, rank, _ = dpstrf(excess, tol=1.0, lower=1)
         chosen = sorted((order[:rank] - 1).tolist())
     factor = np.linalg.cholesky(covariance[np.ix_(chosen, chosen)])

@@ -46,8 +46,8 @@ class Node(NamedTuple):
         Shape (P, N).
     pull
         Adjoint of phi at h.
-    loadings
-        Rows of A on the pivots of this and earlier nodes, in float64.
+    loadings, exact
+        Rows of A on the pivots of this and earlier nodes, in the units' type and in float64.
     overlaps
         C with this and earlier nodes, shape (P, (n + 1) P).
     """
@@ -56,6 +56,7 @@ class Node(NamedTuple):
     activities: jax.Array
     pull: Callable[[jax.Array], tuple[jax.Array]]
     loadings: jax.Array
+    exact: jax.Array
     overlaps: jax.Array
 
 
@@ -72,15 +73,15 @@ def unfold(
             rows = data.input_kernel[n * P : (n + 1) * P, : (n + 1) * P]
             if coordinates.sources[n]:
                 rows = rows + _fed(nodes, coordinates, data)
-            loadings, inverse = _condition(rows, pivots, sites, inverse)
-            used = loadings.astype(z.dtype)
+            exact, inverse = _condition(rows, pivots, sites, inverse)
+            loadings = exact.astype(z.dtype)
         sites += [n * P + a for a in pivots]
-        h = used @ z[: len(sites)]
+        h = loadings @ z[: len(sites)]
         activities, pull = jax.vjp(coordinates.phi, h)
         # Plain products of matrices: contractions over more axes cost XLA three times as much.
         earlier = jnp.concatenate([*(node.activities for node in nodes), activities])
         overlaps = activities @ earlier.T / data.width
-        nodes.append(Node(h, activities, pull, loadings, overlaps))
+        nodes.append(Node(h, activities, pull, loadings, exact, overlaps))
     return nodes, inverse, sites
 
 
@@ -156,7 +157,7 @@ def log_likelihood_and_gradient(
             of_rows, of_factor = _condition_adjoint(
                 of_loadings.astype(float),
                 of_factor,
-                nodes[n].loadings,
+                nodes[n].exact,
                 inverse,
                 coordinates.pivots[n],
             )
@@ -223,11 +224,9 @@ def _condition_adjoint(
 def _collect(fields: list[jax.Array], nodes: Sequence[Node], coordinates: Coordinates) -> jax.Array:
     """A^T fields, shape (rank, N), without the zeros of A."""
     parts, first = [], 0
-    with jax.enable_x64(True):
-        loadings = [node.loadings.astype(node.h.dtype) for node in nodes]
     for n, pivots in enumerate(coordinates.pivots):
         own = slice(first, first + len(pivots))
-        column = jnp.concatenate([rows[:, own] for rows in loadings[n:]])
+        column = jnp.concatenate([node.loadings[:, own] for node in nodes[n:]])
         parts.append(column.T @ jnp.concatenate(fields[n:]))
         first = own.stop
     return jnp.concatenate(parts)

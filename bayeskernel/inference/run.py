@@ -137,8 +137,7 @@ def _sample(
     positive_integer("num_warmup", num_warmup, minimum=0)
     for name, count in (("num_samples", num_samples), ("num_chains", num_chains)):
         positive_integer(name, count)
-    kept_draws = num_samples if checkpoint is None else 0
-    _check_memory(network, task, keep, kept_draws, num_chains)
+    _check_memory(network, task, keep, num_samples if checkpoint is None else 0, num_chains)
     chosen = _choose(space, network, task, keep)
     if sampler == "auto":
         sampler = "nuts" if chosen.name == "kernels" else "hmc"
@@ -224,16 +223,13 @@ def _check_memory(
     if "weights" in keep:
         shapes = weights.site_shapes(net, task.shape[2], task.shape[3]).values()
         numbers += sum(int(np.prod(shape)) for shape in shapes)
-    count = num_chains * max(draws, chains.CHUNK)
-    size = (8 if _double() else 4) * numbers
-    check_memory(
-        "num_samples" if draws > chains.CHUNK else "inputs",
-        f"{num_chains} * {max(draws, chains.CHUNK):,} draws of {numbers:,} numbers",
-        _COPIES * count * size,
-        "fewer draws, or a checkpoint, which keeps them on disk"
-        if draws > chains.CHUNK
-        else "fewer patterns, steps or chains",
-    )
+    if draws > chains.CHUNK:
+        argument, instead = "num_samples", "fewer draws, or a checkpoint, which keeps them on disk"
+    else:
+        argument, instead, draws = "inputs", "fewer patterns, steps or chains", chains.CHUNK
+    made_of = f"{num_chains} * {draws:,} draws of {numbers:,} numbers"
+    size = _COPIES * num_chains * draws * numbers * (8 if _double() else 4)
+    check_memory(argument, made_of, size, instead)
 
 
 class _Choice(NamedTuple):

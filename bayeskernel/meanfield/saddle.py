@@ -304,7 +304,7 @@ class Saddle(Stationarity):
 def inside(problem: Problem, point: Point) -> bool:
     """Whether a point lies in the domain of F, as far as rounding errors let one tell."""
     try:
-        Stationarity(problem, point)
+        Saddle(problem, point)
     except np.linalg.LinAlgError:
         return False
     return True

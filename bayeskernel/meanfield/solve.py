@@ -332,14 +332,9 @@ def posed(
     positive_integer("max_steps", max_steps)
     if not np.any(np.abs(task.inputs) > 1 / LARGEST):
         raise InputError("inputs", "at least one input that is not zero", "all zero")
-    _, patterns, *_ = task.shape
-    sites = network.graph_of(task.shape[0]).size * patterns
-    check_memory(
-        "inputs",
-        f"kernels of {sites:,} * {sites:,} numbers",
-        8 * _MATRICES * sites**2,
-        "fewer patterns or steps",
-    )
+    sites = network.graph_of(task.shape[0]).size * task.shape[1]
+    made_of = f"kernels of {sites:,} * {sites:,} numbers"
+    check_memory("inputs", made_of, 8 * _MATRICES * sites**2, "fewer patterns or steps")
     words = [_SEED]
     if rng_key is not None:
         words = np.asarray(jax.random.key_data(check_key(rng_key))).ravel().tolist()

@@ -21,7 +21,7 @@ from bayeskernel.tasks import Task
 from bayeskernel.tasks.trials import TRIALS
 
 
-def digits(patterns: int | None = None, **given: Any) -> Task:
+def _digits(patterns: int | None = None, **given: Any) -> Task:
     """`bayeskernel.tasks.digits`, also of so many patterns in all."""
     if patterns is not None:
         classes = len(given.get("classes", (0, 1)))
@@ -33,7 +33,7 @@ def digits(patterns: int | None = None, **given: Any) -> Task:
 
 _MAKERS: dict[str, Callable[..., Task]] = {
     "endpoint": tasks.endpoint,
-    "digits": digits,
+    "digits": _digits,
     "sunspots": tasks.sunspots,
     "sine": tasks.sine,
     "linear_teacher": tasks.linear_teacher,

@@ -116,7 +116,7 @@ def checked_grid(network: Network, task: TaskOrMaker, grid: Mapping[str, Sequenc
         "activation": network.activation,
         "leak": network.leak,
         "layers": network.layers,
-        "steps": task.shape[0] if isinstance(task, Task) else None,
+        "steps": None,
         "patterns": None,
         "noise": network.noise,
         "signal": 1.0,
@@ -128,9 +128,7 @@ def checked_grid(network: Network, task: TaskOrMaker, grid: Mapping[str, Sequenc
         axes[name] = _values(name, given[name]) if name in given else (defaults[name],)
     swept = tuple(name for name in AXES if name in given)
     tasks = _tasks(task, axes, swept)
-    if axes["steps"] == (None,):
-        axes["steps"] = tuple({made.shape[0] for made in tasks.values()})
-        tasks = {(made.shape[0], patterns): made for (_, patterns), made in tasks.items()}
+    axes["steps"] = tuple(dict.fromkeys(steps for steps, _ in tasks))
     found = Grid(axes, swept, network, tasks)
     for line in found.lines():
         check_problem(*found.problem(line))
@@ -159,7 +157,7 @@ def _tasks(
         for name, found in zip(SIZES, made.shape, strict=False):
             if found != given.get(name, found):
                 raise InputError(call, f"a task of {given[name]} {name}", found)
-        tasks[steps, patterns] = made
+        tasks[made.shape[0], patterns] = made
     kept = {"outputs": 3} | {name: axis for axis, name in enumerate(SIZES) if name not in own}
     for name, axis in kept.items():
         if len(numbers := {made.shape[axis] for made in tasks.values()}) > 1:

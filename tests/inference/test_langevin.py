@@ -45,8 +45,8 @@ WIDE = (
 
 
 class Found(NamedTuple):
-    """An ensemble's distinct kernel entries (networks, times, entries) and their means over times (networks, entries), their means
-    and errors over networks.
+    """An ensemble's distinct kernel entries: at all times (networks, times, entries), their means over times (networks, entries),
+    and the mean and error of these over networks.
     """
 
     path: np.ndarray
@@ -96,70 +96,66 @@ def sampled(network, task, theory, seed):
     return cmp
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
-def test_langevin_samples_and_theory(case):
+def trained(width, case, steps, seeds=SEEDS, networks=NETWORKS):
+    """Ensembles of every seed, draws compared with theory, and theory."""
     activation, sharing, signal = case
-    network = bk.Network(WIDTH, activation, sharing, noise=KINDS[activation][0])
+    network = bk.Network(width, activation, sharing, noise=KINDS[activation][0])
     task = TASK.scaled(signal)
     theory = bk.solve(network, task)
     cmp = sampled(network, task, theory, 0)
+    if sharing == "tied" and signal == max(KINDS[activation][1]):
+        steps = SLOW_STEPS
+    return (
+        [langevin(network, task, theory, s, steps, networks=networks) for s in seeds],
+        cmp,
+        theory,
+    )
+
+
+def judge(label, trained, own, own_error, effective):
+    """Mean entries, whose errors are known from so many effective draws, against samples and theory."""
+    rows, cmp, theory = trained
     mean, error, width_error = (
         x[:, 0, :, 0][UPPER] for x in (cmp.kernel, cmp.mcse, cmp.finite_width)
     )
-    slow = sharing == "tied" and signal == max(KINDS[activation][1])
-    rows = [langevin(network, task, theory, seed, SLOW_STEPS if slow else STEPS) for seed in SEEDS]
-    entries = np.concatenate([row.entries for row in rows])
-    count, target = len(entries), theory.kernel[:, 0, :, 0][UPPER]
-    own, own_error = entries.mean(0), entries.std(0, ddof=1) / np.sqrt(count)
-    limit = student(count - 1).isf(FALSE_ALARM / 2 / len(mean))
+    target = theory.kernel[:, 0, :, 0][UPPER]
+    limit = student(effective - 1).isf(FALSE_ALARM / 2 / len(mean))
     z = (own - mean) / np.hypot(own_error, error)
     beside = (own - target) / np.hypot(own_error, width_error)
     size = np.linalg.norm(mean)
     print(
-        f"| {activation}, {sharing}, {signal:g} | {np.abs(z).max():.2f} | {np.abs(beside).max():.2f} | {limit:.1f} "
-        f"| {np.linalg.norm(own - mean) / size:.4f} | {np.linalg.norm(own_error) / size:.4f} |"
+        f"| {label} | {np.abs(z).max():.2f} | {np.abs(beside).max():.2f} | {limit:.1f} "
+        f"| {np.linalg.norm(own - mean) / size:.4f} | {np.linalg.norm(own_error) / size:.4f} |",
+        flush=True,
     )
     assert all("at its end" in row.verdict for row in rows), [row.verdict for row in rows]
     assert np.abs(z).max() < limit
     assert np.abs(beside).max() < limit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_langevin_samples_and_theory(case):
+    found = trained(WIDTH, case, STEPS)
+    entries = np.concatenate([row.entries for row in found[0]])
+    count = len(entries)
+    label = "{}, {}, {:g}".format(*case)
+    judge(label, found, entries.mean(0), entries.std(0, ddof=1) / np.sqrt(count), count)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", WIDE, ids=lambda case: "-".join(map(str, case)))
 def test_wide_networks(case):
     """Few networks, whose error is that of correlated draws: chains are networks, draws times."""
-    width, activation, sharing, signal = case
-    network = bk.Network(width, activation, sharing, noise=KINDS[activation][0])
-    task = TASK.scaled(signal)
-    theory = bk.solve(network, task)
-    cmp = sampled(network, task, theory, 0)
-    mean, error, width_error = (
-        x[:, 0, :, 0][UPPER] for x in (cmp.kernel, cmp.mcse, cmp.finite_width)
-    )
-    steps = SLOW_STEPS if sharing == "tied" and signal == max(KINDS[activation][1]) else 2_000
-    seeds = SEEDS if width < 4096 else SEEDS[:1]
-    rows = [langevin(network, task, theory, seed, steps, networks=4) for seed in seeds]
-    count = 4 * len(seeds)
-    path = np.concatenate([row.path for row in rows])
-    own, target = path.mean((0, 1)), theory.kernel[:, 0, :, 0][UPPER]
-    own_error, ess = np.array(
-        [[az.mcse(path[..., i]), az.ess(path[..., i])] for i in range(len(own))], float
+    width, *rest = case
+    found = trained(width, rest, 2_000, SEEDS if width < 4096 else SEEDS[:1], networks=4)
+    path = np.concatenate([row.path for row in found[0]])
+    error, ess = np.array(
+        [[az.mcse(values), az.ess(values)] for values in np.moveaxis(path, -1, 0)], float
     ).T
-    limit = student(ess.min() - 1).isf(FALSE_ALARM / 2 / len(mean))
-    z = (own - mean) / np.hypot(own_error, error)
-    beside = (own - target) / np.hypot(own_error, width_error)
-    size = np.linalg.norm(mean)
-    print(
-        f"| {width} | {activation}, {sharing}, {signal:g} | {count} | {ess.min():.0f} | {np.abs(z).max():.2f} "
-        f"| {np.abs(beside).max():.2f} | {limit:.1f} | {np.linalg.norm(own - mean) / size:.4f} "
-        f"| {np.linalg.norm(own_error) / size:.4f} |",
-        flush=True,
-    )
-    assert all("at its end" in row.verdict for row in rows), [row.verdict for row in rows]
+    label = f"{width} | {{}}, {{}}, {{:g}} | {len(path)} | {ess.min():.0f}".format(*rest)
+    judge(label, found, path.mean((0, 1)), error, ess.min())
     assert ess.min() > 20
-    assert np.abs(z).max() < limit
-    assert np.abs(beside).max() < limit
 
 
 @pytest.mark.slow
