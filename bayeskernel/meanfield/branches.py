@@ -38,7 +38,7 @@ _ROUGHLY, _ROUGH_STEPS = 0.03, 50
 # A residual below this share of its Monte-Carlo error is as good as none.
 _SHARE_OF_NOISE = 0.02
 # Two kernels closer than this, or than their Monte-Carlo errors allow, are one solution.
-_SAME, _SIGMAS = 1e-4, 5.0
+_SAME, SIGMAS = 1e-4, 5.0
 # Where rounding errors rule saddles lead to saddles without end.
 _MOST_DESCENTS = 32
 # Stages of a signal that cannot be reached at once.
@@ -233,7 +233,7 @@ class Search(NamedTuple):
         tensor = self.problem.tensor
         error = np.hypot(np.linalg.norm(one.error), np.linalg.norm(two.error))
         apart = distance(tensor(one.kernel), tensor(two.kernel), self.problem.symmetry)
-        return bool(apart < _SAME * np.linalg.norm(two.kernel) + _SIGMAS * error)
+        return bool(apart < _SAME * np.linalg.norm(two.kernel) + SIGMAS * error)
 
     def _canonical(self, solution: Solution) -> Solution:
         """The solution with steps as positively correlated as can be."""

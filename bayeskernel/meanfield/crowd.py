@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.activations import KINK, Activation
-from bayeskernel.gauge import canonical_signs
-from bayeskernel.meanfield.branches import NOISY, PUSH, Solution
+from bayeskernel.gauge import canonical_signs, distance
+from bayeskernel.meanfield.branches import NOISY, PUSH, SIGMAS, Solution
 from bayeskernel.meanfield.laws import Averages, Law
 from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
 from bayeskernel.meanfield.particles import transitions
@@ -38,9 +38,9 @@ Floats = NDArray[np.float64]
 _MOST_STATISTICS, _PARTICLES = 300, 8192
 # Transitions of a sweep, and kicks of one.
 _TRANSITIONS, _KICKS = 2, 6
-# Sweeps while the signal is raised, most on the way, and those of a window: the way is over when steps of one are no shorter
-# than this share of those of the one before.
-_RAISED, _APPROACH, _WINDOW, _SHORTER = 24, 300, 12, 0.8
+# Fewest sweeps while the signal is raised, the strength of a step at which it waits, most sweeps on the way, those of a window:
+# the way is over when steps of one are no shorter than this share of those of the one before.
+_RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 0.5, 400, 12, 0.8
 # The share by which a step may change any direction of C, and by which one of Newton's may, which is gone in several.
 _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gain, sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch,
@@ -49,10 +49,13 @@ _GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 24, (48, 192), 8
 _ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.05
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
+# Curvatures are raised by this, as Wick's law may see too little where units saturate; and least curvature that a step reckons
+# with once it found none.
+_SOFT, _CURVED = 0.1, 0.2
 # Negative eigenvalues of K that rounding errors make, relative to the largest.
 _ROUNDING = 1e-6
-# Descents off saddles.
-_DESCENTS = 3
+# Averages off saddles, or until one is accurate.
+_DESCENTS = 4
 
 
 class Crowd:
@@ -111,12 +114,13 @@ class _Moments(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Of the iteration: the point, running and last averages of its groups, how strong the last step was."""
+    """Of the iteration: the point, running and last averages of its groups, strength of the last step, shift of curvatures."""
 
     point: Point
     smooth: tuple[Averages, ...] = ()
     averages: tuple[Averages, ...] = ()
     strength: float = 0.0
+    shift: float = _SOFT
 
 
 class CrowdSearch(NamedTuple):
@@ -143,16 +147,30 @@ class CrowdSearch(NamedTuple):
 
     def solution(self, start: Point) -> Solution:
         """The solution that a point leads to, off saddles."""
+        before: _Average | None = None
         for _ in range(_DESCENTS):
             try:
                 average = self._averaged(self._approached(start))
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
             curvature, x = lowest_curvature(average.saddle)
-            if curvature > -NOISY:
+            if not average.accurate:
+                start = average.last
+                continue
+            # Within its noise a curvature is that of a minimum, and so is any that a descent from beside comes back to.
+            if curvature > -NOISY or (before is not None and self._same(before, average)):
+                curvature = max(curvature, 0.0)
                 break
-            start = _beside(average.saddle, x)
+            before, start = average, _beside(average.saddle, x)
         return self._finished(average, curvature / 2)
+
+    def _same(self, one: _Average, two: _Average) -> bool:
+        error = np.hypot(np.linalg.norm(one.error), np.linalg.norm(two.error))
+        tensor = self.problem.tensor
+        apart = distance(
+            tensor(one.saddle.point.C), tensor(two.saddle.point.C), self.problem.symmetry
+        )
+        return bool(apart < SIGMAS * error)
 
     def _failed(self, start: Point) -> Solution:
         """The iteration left the domain: the start, without a number."""
@@ -190,7 +208,7 @@ class CrowdSearch(NamedTuple):
         laws = tuple(own.law for own in smooth)
         saddle = Saddle(self.problem, point, laws, averages)
         radius = np.sqrt(self.problem.size)
-        x, _, _ = steihaug(saddle.product, saddle.reduced_slope, radius, share=_SHARE)
+        x, shift = _newton_step(saddle, radius, state.shift)
         strength = saddle.strength(x)
         if strength > _BOLD:
             x = _BOLD / strength * x
@@ -203,19 +221,24 @@ class CrowdSearch(NamedTuple):
         point = point._replace(
             C=point.C + gain * (C - point.C), Ct=point.Ct + gain * (Ct - point.Ct)
         )
-        return _State(point, smooth, averages, strength)
+        return _State(point, smooth, averages, strength, shift)
 
     def _approached(self, start: Point) -> _State:
         """Steps while the signal is raised, and on until they are as short as their noise."""
-        state, strengths, raised = _State(start), list[float](), bool(np.any(start.Ct))
+        state, strengths, signal = _State(start), list[float](), float(np.any(start.Ct))
+        calm = 0  # sweeps since the signal was raised
         for sweep in range(_APPROACH):
-            signal = 1.0 if raised else min(1.0, (sweep + 1) / _RAISED)
+            if signal < 1:
+                # Directions that grow a thousandfold need to be followed.
+                signal = min(1.0, signal + max(0.0, 1 - state.strength / _HELD) ** 2 / _RAISED)
+            calm = calm + 1 if signal == 1 else 0
             state = self._scaled(signal)._stepped(state)
             strengths.append(state.strength)
             self._report("approach", sweep, state.strength)
             before, last = strengths[-2 * _WINDOW : -_WINDOW], strengths[-_WINDOW:]
-            calm = sweep >= _RAISED + 2 * _WINDOW and max(last) < _BOLD
-            if calm and np.mean(last) > _SHORTER * np.mean(before):
+            if calm < 2 * _WINDOW or max(last) > _BOLD:
+                continue
+            if np.mean(last) > _SHORTER * np.mean(before):
                 break
         return state
 
@@ -235,11 +258,11 @@ class CrowdSearch(NamedTuple):
         # Between independent groups C is the product of means.
         C = np.where(within_groups(mean.point), mean.point.C, mean.average)
         average.saddle = Saddle(self.problem, mean.point._replace(C=C), average.laws)
+        average.last = state.point
         return average
 
     def _finished(self, average: _Average, curvature: float) -> Solution:
         saddle, nan = average.saddle, float("nan")
-        accurate = average.relative_error < _ACCEPTED and saddle.residual < _BALANCED
         start, signs = (
             saddle.point,
             canonical_signs(self.problem.tensor(saddle.point.C), self.problem.symmetry),
@@ -250,11 +273,10 @@ class CrowdSearch(NamedTuple):
             saddle,
             nan,
             saddle.residual,
-            # Within its noise a curvature that is not clearly negative is that of a minimum.
-            max(curvature, 0.0),
+            curvature,
             average.error,
             nan,
-            Status.CONVERGED if accurate else Status.MAX_STEPS,
+            Status.CONVERGED if average.accurate else Status.MAX_STEPS,
             start,
         )
 
@@ -271,12 +293,13 @@ def many_correlated_sites(problem: Problem) -> bool:
 
 
 class _Average:
-    """Mean of the points (C, Ct) of many sweeps, of their laws, and the standard error of the mean C, from batches.
+    """Mean of the points (C, Ct) of many sweeps and of their laws, and the standard error of the mean C, from batches.
 
     Batches are merged two by two, and the length that gives the largest error counts: slow modes hide in short ones.
     """
 
     saddle: Saddle
+    last: Point
 
     def __init__(self, size: int) -> None:
         self._count = 0
@@ -319,6 +342,11 @@ class _Average:
         """Of the kernel as a whole, in Frobenius norm."""
         return float(np.linalg.norm(self.error) / np.linalg.norm(self.C))
 
+    @property
+    def accurate(self) -> bool:
+        """Whether it is a solution."""
+        return self.relative_error < _ACCEPTED and self.saddle.residual < _BALANCED
+
 
 def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:
     """Largest standard error of the mean that batches of some length give, (d, d)."""
@@ -329,6 +357,26 @@ def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:
         odd = len(values) % 2
         values = (values[odd::2] + values[odd + 1 :: 2]) / 2
     return max(errors, key=np.linalg.norm, default=np.full(values.shape[1:], np.inf))
+
+
+def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, float]:
+    """A step of Newton's method where curvatures are raised by a shift, and the shift.
+
+    Units that saturate answer less than Wick's law says, which may see a saddle at a minimum: where a step finds no end, the
+    shift makes all curvatures positive.
+    """
+
+    def step() -> tuple[Floats, bool]:
+        x, _, length = steihaug(
+            lambda y: saddle.product(y) + shift * y, saddle.reduced_slope, radius, share=_SHARE
+        )
+        return x, length > (1 - 1e-6) * radius
+
+    x, endless = step()
+    if endless:
+        shift = max(shift, _CURVED - lowest_curvature(saddle)[0])
+        x, _ = step()
+    return x, shift
 
 
 def _beside(saddle: Saddle, x: Floats) -> Point:

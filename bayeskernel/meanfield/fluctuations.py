@@ -51,7 +51,9 @@ _DISPLACEMENT = 0.01
 # Particles that third derivatives are averaged over.
 _THINNED = 4096
 _SEED = 0
-_AT_A_SADDLE = "fluctuations exist around a minimum; this solution is a saddle"
+_AT_A_SADDLE = (
+    "fluctuations exist around a minimum; this solution is a saddle, or Wick's law sees one"
+)
 
 
 class FluctuationError(BayesKernelError):
