@@ -49,9 +49,9 @@ _GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 24, (48, 192), 8
 _ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.05
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
-# Curvatures are raised by this, as Wick's law may see too little where units saturate; and least curvature that a step reckons
-# with once it found none.
-_SOFT, _CURVED = 0.1, 0.2
+# Curvatures are raised by this, as Wick's law may see too little where units saturate, and by so much more with every bold
+# step; and least curvature that a step reckons with once it found none.
+_SOFT, _STIFFENED, _CURVED = 0.1, 0.02, 0.2
 # Negative eigenvalues of K that rounding errors make, relative to the largest.
 _ROUNDING = 1e-6
 # Averages off saddles, or until one is accurate.
@@ -211,16 +211,17 @@ class CrowdSearch(NamedTuple):
         x, shift = _newton_step(saddle, radius, state.shift)
         strength = saddle.strength(x)
         if strength > _BOLD:
-            x = _BOLD / strength * x
-        tilt = saddle.mismatch + saddle.followed(x)
-        gain = min(_GAIN, _STRONGEST / max(min(strength, _BOLD), saddle.strength(tilt)))
-        C, Ct = saddle.target(x, tilt)
+            x, shift = _BOLD / strength * x, shift + _STIFFENED
+        C, Ct = saddle.target(x, saddle.mismatch + saddle.followed(x))
         if strength > _BOLD:
             # A long way is gone in steps, on each of which Ct is to belong to C: slope is left.
             Ct = Ct + saddle.tilt(saddle.reduced_slope + saddle.product(x))
-        point = point._replace(
-            C=point.C + gain * (C - point.C), Ct=point.Ct + gain * (Ct - point.Ct)
+        dCt = Ct - point.Ct
+        # Where a tilt comes near K^-1, answers to it have a pole.
+        gain = min(
+            _GAIN, _STRONGEST / max(min(strength, _BOLD), saddle.strength(saddle.gathered(dCt)))
         )
+        point = point._replace(C=point.C + gain * (C - point.C), Ct=point.Ct + gain * dCt)
         return _State(point, smooth, averages, strength, shift)
 
     def _approached(self, start: Point) -> _State:
