@@ -38,9 +38,9 @@ Floats = NDArray[np.float64]
 _MOST_STATISTICS, _PARTICLES = 300, 8192
 # Transitions of a sweep, and kicks of one.
 _TRANSITIONS, _KICKS = 2, 6
-# Fewest sweeps while the signal is raised, the strength of a step at which it waits, most sweeps on the way, those of a window:
-# the way is over when steps of one are no shorter than this share of those of the one before.
-_RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 0.5, 400, 12, 0.8
+# Fewest sweeps while the signal is raised, the strength of a step at which it waits, in units of its noise; most sweeps on the
+# way, those of a window: the way is over when steps of one are no shorter than this share of those of the one before.
+_RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
 # The share by which a step may change any direction of C, and by which one of Newton's may, which is gone in several.
 _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gain, sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch,
@@ -227,11 +227,12 @@ class CrowdSearch(NamedTuple):
     def _approached(self, start: Point) -> _State:
         """Steps while the signal is raised, and on until they are as short as their noise."""
         state, strengths, signal = _State(start), list[float](), float(np.any(start.Ct))
+        held = _HELD * np.sqrt(self.problem.size / _PARTICLES)
         calm = 0  # sweeps since the signal was raised
         for sweep in range(_APPROACH):
             if signal < 1:
                 # Directions that grow a thousandfold need to be followed.
-                signal = min(1.0, signal + max(0.0, 1 - state.strength / _HELD) ** 2 / _RAISED)
+                signal = min(1.0, signal + max(0.0, 1 - state.strength / held) / _RAISED)
             calm = calm + 1 if signal == 1 else 0
             state = self._scaled(signal)._stepped(state)
             strengths.append(state.strength)
