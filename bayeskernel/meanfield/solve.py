@@ -306,7 +306,19 @@ def solve(
     search = posed(network, task, rng_key, tolerance, max_steps, progress)
     # Numbers out of range end in a status.
     with np.errstate(all="ignore"):
-        return mean_field(network, task, search.solutions(every_branch=True))
+        return mean_field(network, task, _solutions(search))
+
+
+def _solutions(search: Search | CrowdSearch) -> list[Solution]:
+    """All branches found; where weighted particles fail, what moving ones converge to, which follow K as it is learned."""
+    solutions = search.solutions(every_branch=True)
+    first = solutions[0]
+    lost = first.saddle.point.random and first.status in (Status.BREAKDOWN, Status.UNCOVERED)
+    if not (lost and isinstance(search, Search)):
+        return solutions
+    moving = CrowdSearch(search.problem, search.rng, search.progress)
+    reached = moving.solutions(every_branch=True)
+    return reached if reached[0].status is Status.CONVERGED else solutions
 
 
 def solve_raised(

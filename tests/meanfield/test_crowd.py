@@ -1,11 +1,13 @@
 """Many correlated sites: moving particles against the closed form of linear networks and against weighted particles."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 import bayeskernel as bk
-from bayeskernel.meanfield import crowd
+from bayeskernel.meanfield import branches, crowd
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.newton import Status
 
@@ -72,6 +74,66 @@ def test_trials_with_sites_that_nearly_coincide(monkeypatch):
     error = np.hypot(moving.monte_carlo_error, weighted.monte_carlo_error)
     assert np.linalg.norm(error) < 0.01 * np.linalg.norm(weighted.kernel)
     assert np.linalg.norm(moving.kernel - weighted.kernel) < 5 * np.linalg.norm(error)
+
+
+def test_moving_particles_take_over_where_weighted_ones_fail(monkeypatch):
+    monkeypatch.setattr(crowd, "_MOST_STATISTICS", 300)
+    network, task = bk.Network(64, "erf", noise=1.0), bk.tasks.endpoint(np.eye(2), [1.0, -1.0], 3)
+    weighted = bk.solve(network, task)
+    monkeypatch.setattr(branches, "_STRAYED", -1.0)
+    moving = bk.solve(network, task)
+    assert weighted.converged
+    assert moving.converged
+    assert np.isnan(moving.free_energy)
+    error = np.hypot(moving.monte_carlo_error, weighted.monte_carlo_error)
+    assert np.linalg.norm(error) < 0.01 * np.linalg.norm(weighted.kernel)
+    assert np.linalg.norm(moving.kernel - weighted.kernel) < 5 * np.linalg.norm(error)
+
+
+@pytest.mark.slow
+def test_units_that_saturate_answer_less_than_wicks_law_says(monkeypatch):
+    """Which sees a saddle (curvature -0.09) at this minimum (0.07)."""
+    task = bk.tasks.match_to_sample(stimuli=2, steps=6)
+    network = bk.Network(512, "erf", noise=0.1)
+    moving = bk.solve(network, task)
+    monkeypatch.setattr(crowd, "_MOST_STATISTICS", 300)
+    weighted = bk.solve(network, task)
+    assert moving.converged
+    assert weighted.converged
+    error = np.hypot(moving.monte_carlo_error, weighted.monte_carlo_error)
+    assert np.linalg.norm(error) < 0.015 * np.linalg.norm(weighted.kernel)
+    assert np.linalg.norm(moving.kernel - weighted.kernel) < 5 * np.linalg.norm(error)
+
+
+@pytest.mark.slow
+def test_evidence_that_a_kernel_learns_to_tell_apart_is_followed():
+    """Directions of the kernel grow a thousandfold while the signal is raised."""
+    network = bk.Network(512, "erf", noise=0.1)
+    one, two = (
+        bk.solve(network, bk.tasks.decision((0.256, 0.512), steps=6), jax.random.key(k))
+        for k in range(2)
+    )
+    assert one.converged
+    assert two.converged
+    error = np.hypot(one.monte_carlo_error, two.monte_carlo_error)
+    assert np.linalg.norm(one.kernel - two.kernel) < 5 * np.linalg.norm(error)
+
+
+def test_a_step_makes_all_curvatures_positive_where_it_finds_no_end():
+    curvatures, slope = np.array([-0.3, 0.5, 2.0]), np.array([0.1, 0.2, -0.3])
+    saddle = SimpleNamespace(
+        product=lambda x: curvatures * x,
+        reduced_slope=slope,
+        size=3,
+        dense=lambda: (np.eye(3), np.diag(curvatures)),
+    )
+    x, shift = crowd._newton_step(saddle, 3.0, 0.1)
+    assert shift == pytest.approx(crowd._CURVED + 0.3)
+    np.testing.assert_allclose(x, -slope / (curvatures + shift), atol=0.01)
+    saddle.product, curvatures = (lambda x: np.array([0.3, 0.5, 2.0]) * x), np.array([0.3, 0.5, 2])
+    x, shift = crowd._newton_step(saddle, 3.0, 0.1)
+    assert shift == 0.1
+    np.testing.assert_allclose(x, -slope / (curvatures + shift), atol=0.01)
 
 
 def test_kernels_out_of_balance_are_not_converged(monkeypatch):
