@@ -134,8 +134,10 @@ DIMS = {
 
 @pytest.mark.parametrize("name", DIMS)
 def test_draws_name_layers_steps_and_nodes(name):
-    prior = bk.sample_prior(jax.random.key(1), network(name), task(name), num_samples=2)["prior"]
-    assert prior["kernel"].dims == ("chain", "draw", *DIMS[name])
+    net = network(name)
+    activities = np.ones((2, net.graph_of(3).size, 2, net.width))
+    measured = bk.measure(net, task(name), activities)["posterior"]
+    assert measured["kernel"].dims == ("chain", "draw", *DIMS[name])
 
 
 @pytest.mark.long

@@ -98,7 +98,7 @@ def test_code_of_one_width_serves_all():
 def test_linear_kernels_go_to_kernel_space_by_default(table1_task):
     draws = bk.sample(
         jax.random.key(0), bk.Network(10**6, "linear"), table1_task,
-        num_warmup=20, num_samples=5, num_chains=1, progress=False,
+        num_warmup=300, num_samples=5, num_chains=1, progress=False,
     )  # fmt: skip
     settings = bk.inference.record.settings(draws)
     assert settings["space"] == "kernels"

@@ -14,6 +14,7 @@ from scipy.stats import norm
 import bayeskernel as bk
 from bayeskernel.errors import InputError
 from bayeskernel.inference import weights
+from bayeskernel.inference.run import _choose
 from bayeskernel.kernels import representational_kernel
 
 SHARING = bk.Sharing([0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1])
@@ -147,12 +148,6 @@ def test_preactivation_kernel_is_computed_from_the_kernel(run):
     assert pytest.approx(expected, abs=1e-6) == K
 
 
-@pytest.mark.long
-def test_weights_are_not_stored_unasked(table1_task):
-    draws = bk.sample(jax.random.key(0), bk.Network(8, "linear"), table1_task, **QUICK)
-    assert set(draws["posterior"].data_vars) == {"kernel", "output", "preactivation_kernel"}
-
-
 def test_prediction_for_training_patterns_is_the_stored_output(run):
     network, task, draws = run
     again = bk.predict(jax.random.key(0), draws, network, task, task.inputs)
@@ -181,7 +176,7 @@ def test_arviz_reads_the_tree(run):
 
 
 @pytest.mark.long
-def test_same_key_same_draws_and_labels_decide_sharing(table1_task):
+def test_same_key_same_draws_and_labels_decide_sharing(table1_task, double):
     def kernels(sharing, seed=3):
         network = bk.Network(8, "linear", sharing)
         return bk.sample(jax.random.key(seed), network, table1_task, **QUICK)["posterior"]["kernel"]
@@ -193,14 +188,14 @@ def test_same_key_same_draws_and_labels_decide_sharing(table1_task):
     assert not np.array_equal(tied, kernels("tied", seed=4))
 
 
-@pytest.mark.long
 def test_one_step_knows_no_sharing():
+    """The same compiled code is given the same numbers."""
     task = bk.tasks.endpoint([[1.0, 0.5]], [1.0], 1)
     tied, untied = (
-        bk.sample(jax.random.key(0), bk.Network(8, "erf", s), task, **QUICK)["posterior"]["kernel"]
-        for s in ("tied", "untied")
+        _choose("weights", bk.Network(8, "erf", s), task, ()) for s in ("tied", "untied")
     )
-    assert np.array_equal(tied, untied)
+    assert tied.static == untied.static
+    jax.tree.map(np.testing.assert_array_equal, tied.data, untied.data)
 
 
 def test_permuting_patterns_permutes_kernels(general_task):
@@ -223,10 +218,13 @@ def test_prior_samples_have_no_chain_statistics(table1_task):
     assert "sample_stats" not in prior
 
 
-def test_float64_is_the_callers_choice(table1_task):
+@pytest.mark.long
+def test_float64_is_the_callers_choice_and_weights_are_not_stored_unasked(run, table1_task):
     with jax.enable_x64(True):
         draws = bk.sample(jax.random.key(0), bk.Network(8, "linear"), table1_task, **QUICK)
     assert draws["posterior"]["kernel"].dtype == np.float64
+    assert run[2]["posterior"]["kernel"].dtype == np.float32
+    assert set(draws["posterior"].data_vars) == {"kernel", "output", "preactivation_kernel"}
 
 
 BAD = {
