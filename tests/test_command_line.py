@@ -169,6 +169,7 @@ def test_images_are_held_out_while_there_are_any():
 @pytest.mark.long
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_page_is_opened(fails, tmp_path, command, monkeypatch):
+    (tmp_path / "mine.csv").write_text("step,pattern,x1,y1\n1,0,1,\n2,0,0,\n3,0,0,2\n")
     opened = []
 
     def show(address):
@@ -177,7 +178,7 @@ def test_the_page_is_opened(fails, tmp_path, command, monkeypatch):
             raise webbrowser.Error("no browser")
 
     monkeypatch.setattr(webbrowser, "open", show)
-    quick = "--patterns 1 --task sine --steps 2 --activation linear --width 8 --draws 9 --warmup 9"
+    quick = "--data mine.csv --activation linear --width 8 --draws 9 --warmup 300"
     more = "--chains 1 --sharing tied --json --out results"
     done = command("compare", *quick.split(), *more.split())
     assert done.returncode == 0, done.stderr
@@ -196,9 +197,9 @@ def test_the_page_is_opened(fails, tmp_path, command, monkeypatch):
     [*(pytest.param(s, marks=pytest.mark.slow) for s in ("weights", "preactivations")), "kernels"],
 )
 def test_the_last_draw_comes_with_its_units(space, double):
-    task = bk.tasks.sine(2, 3)
+    task = bk.tasks.sine(2, 3, supervised=[1, 3])
     network = bk.Network(16, "linear", noise=0.5)
-    options = {"num_warmup": 20, "num_samples": 3, "num_chains": 2, "progress": False}
+    options = {"num_warmup": 300, "num_samples": 3, "num_chains": 2, "progress": False}
     key = jax.random.key(0)
     run, last = sample_with_units(key, network, task, space=space, **options)
     own, whole = last["posterior"], run["posterior"].isel(chain=0, draw=-1)
