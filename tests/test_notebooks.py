@@ -17,7 +17,7 @@ NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.md"))
 SMALL = {
     "01_quickstart": {"WIDTH": 128, "DRAWS": 200, "STEPS": 2, "PER_CLASS": 1},
     "02_phase_transition": {
-        "WIDTH": 512,
+        "WIDTH": 256,
         "DRAWS": 300,
         "LENGTHS": (3, 4, 8),
         "SIGNALS": (0.5, 0.9, 1.1, 1.5),
