@@ -14,12 +14,14 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
 
 import bayeskernel as bk
 from bayeskernel.gauge import flip_kernel
+from bayeskernel.inference import weights
 from bayeskernel.inference.record import to_datatree
 
 # Linux grants a process 65,530 memory maps; every compiled function holds some, and XLA crashes
@@ -106,6 +108,12 @@ def fake_draws(
     more = {name: rng.normal(size=(4, count, *shape)) for name, shape in kept.items()}
     draws = {"kernel": kernel, "output": output, **stats, **more}
     return to_datatree(draws, "posterior", theory.network, theory.task, {"sampler": "nuts"})
+
+
+def normals(net: weights.Structure, task: bk.Task, seed: int = 0) -> dict[str, jax.Array]:
+    """Standard normal variables of all sites, drawn by NumPy, which compiles for no shape."""
+    shapes, rng = weights.site_shapes(net, *task.shape[2:]), np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
 
 
 @pytest.fixture

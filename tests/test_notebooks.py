@@ -64,7 +64,7 @@ SMALL = {
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # Many shapes or long training; what these compute with is tested elsewhere.
 LONG = {
-    "04_sequences", "05_finite_width", "08_leaky_and_stacked", "09_training", "10_real_images", "11_neuroscience_tasks",
+    "04_sequences", "05_finite_width", "06_sharing_patterns", "08_leaky_and_stacked", "09_training", "10_real_images", "11_neuroscience_tasks",
 }  # fmt: skip
 RUN = [pytest.param(p, marks=pytest.mark.slow) if p.stem in LONG else p for p in NOTEBOOKS]
 

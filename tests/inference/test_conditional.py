@@ -7,6 +7,7 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
+from bayeskernel.inference.record import to_datatree
 from bayeskernel.sharing import labels_of
 from tests.conftest import fake_draws
 
@@ -54,14 +55,27 @@ def test_weights_reproduce_preactivations_and_outputs(sharing, space, general_ta
             )
 
 
-@pytest.mark.long
 def test_weights_given_prior_preactivations_are_prior_weights():
     """h from prior weights, then weights from h: the new weights must again be N(0, scale^2)."""
-    network = bk.Network(12, "erf", noise=1e6)  # targets carry no information
-    keep = ("preactivations",)
-    draws = run(network, SINE, space="preactivations", keep=keep, num_warmup=300, num_samples=100)
-    W = bk.weights(jax.random.key(1), draws, network, SINE)["recurrent_weights"].to_numpy()
-    scaled = W * np.sqrt(12)
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(3, 4))
+    task = bk.tasks.endpoint(inputs, np.zeros(3), 3)
+    network = bk.Network(40, "erf", noise=1e6)  # targets carry no information
+    W = rng.normal(size=(2, 10, 40, 40)) / np.sqrt(40)
+    h = [inputs @ rng.normal(size=(2, 10, 4, 40)) / 2]
+    for _ in range(2):
+        h.append(np.asarray(network.phi(h[-1])) @ W)
+    h = np.stack(h, 2)
+    phi = np.asarray(network.phi(h))
+    made = {
+        "kernel": np.einsum("cdtai,cdsbi->cdtasb", phi, phi) / 40,
+        "output": np.zeros((2, 10, 3, 3, 1)),
+        "preactivation": h,
+        "readout_weights": rng.normal(size=(2, 10, 1, 1, 40)),
+    } | dict.fromkeys(("lp", "energy", "n_steps", "diverging"), np.zeros((2, 10)))
+    draws = to_datatree(made, "posterior", network, task, {"sampler": "hmc"})
+    W = bk.weights(jax.random.key(1), draws, network, task)["recurrent_weights"].to_numpy()
+    scaled = W * np.sqrt(40)
     assert abs(scaled.mean()) < 5 / np.sqrt(scaled.size)
     assert abs(scaled.var() - 1) < 5 * np.sqrt(2 / scaled.size)
 

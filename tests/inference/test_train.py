@@ -15,6 +15,7 @@ from bayeskernel.inference.curvature import steepest
 from bayeskernel.inference.descent import loss, patterns_of
 from bayeskernel.inference.record import settings
 from bayeskernel.inference.train import arranged
+from tests.conftest import normals
 
 # One shape and one float type for most tests, as each is compiled for.
 pytestmark = pytest.mark.usefixtures("double")
@@ -31,7 +32,7 @@ def trained(network=NETWORK, task=TASK, key=KEY, **options):
 def parts(seed=0):
     """Structure, data and a position of the network of these tests."""
     net, data = weights.structure(NETWORK, 2), weights.arrays(NETWORK, TASK)
-    return net, data, weights.draw_prior(jax.random.key(seed), net, data)
+    return net, data, normals(net, TASK, seed)
 
 
 def test_curvature_of_a_quadratic_is_its_largest_eigenvalue():
