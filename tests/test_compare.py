@@ -16,6 +16,7 @@ import xarray as xr
 import bayeskernel as bk
 from bayeskernel.errors import InputError
 from bayeskernel.inference.measure import of_networks
+from bayeskernel.inference.record import to_datatree
 from bayeskernel.meanfield import fluctuations
 
 from .conftest import fake_draws
@@ -177,7 +178,8 @@ def test_other_networks_and_tasks_are_refused(theory):
         bk.compare(draws, bk.solve(NETWORK, TASK.scaled(2)))
     with pytest.raises(InputError, match="draws: expected a DataTree from"):
         bk.compare(xr.DataTree(), theory)
-    prior = bk.sample_prior(jax.random.key(0), NETWORK, TASK, num_samples=5)
+    made = {name: draws["posterior"][name].to_numpy()[:1] for name in ("kernel", "output")}
+    prior = to_datatree(made, "prior", NETWORK, TASK, {"num_samples": 500})
     with pytest.raises(
         InputError, match=r"draws: expected a DataTree from .* without \['posterior/kernel"
     ):

@@ -19,7 +19,7 @@ from bayeskernel.inference import weights
 
 from .conftest import fake_draws
 
-FEW, MANY = 150, 5000
+FEW, MANY = 100, 5000
 
 
 def examples(count):

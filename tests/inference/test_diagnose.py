@@ -129,6 +129,10 @@ def test_a_chain():
 
 
 def test_what_is_not_a_run_is_refused():
-    prior = bk.sample_prior(jax.random.key(0), NETWORK, TASK, num_samples=5)
+    made = {
+        "kernel": np.broadcast_to(KERNEL, (1, 5, 3, 1, 3, 1)),
+        "output": np.ones((1, 5, 3, 1, 1)),
+    }
+    prior = to_datatree(made, "prior", NETWORK, TASK, {"num_samples": 5})
     with pytest.raises(InputError, match="draws: expected a DataTree"):
         bk.diagnose(prior)

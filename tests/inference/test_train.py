@@ -144,8 +144,8 @@ def test_noise_has_unit_variance_and_differs_between_steps_networks_and_sites():
 @pytest.mark.parametrize(
     ("activation", "width"),
     [
-        ("tanh", 12),
-        *(pytest.param(a, 12, marks=pytest.mark.slow) for a in ("linear", "erf", "relu")),
+        ("relu", 12),  # of these the first to notice a rate too large
+        *(pytest.param(a, 12, marks=pytest.mark.slow) for a in ("linear", "erf", "tanh")),
         *(pytest.param(a, 40, marks=pytest.mark.slow) for a in ("linear", "erf", "tanh", "relu")),
     ],
 )

@@ -53,7 +53,7 @@ def test_erf_units_against_weighted_particles(monkeypatch):
 
 
 def test_an_iteration_that_leaves_the_domain_says_so():
-    task = bk.tasks.endpoint(2 * np.eye(4), [25.0, 25.0, -25.0, -25.0], 4)
+    task = bk.tasks.endpoint(2 * np.eye(4), [400.0, 400.0, -400.0, -400.0], 4)
     theory = bk.solve(bk.Network(64, "relu", noise=0.01), task)
     assert not theory.converged
     assert theory.result in set(Status)
