@@ -10,6 +10,8 @@ from typing import NamedTuple
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Kernels of linear networks are sampled after 300 transitions of warm-up, mostly of one pattern at three steps:
+# code for them is compiled once.
 # Two workers on two cores: threads of BLAS, which small matrices do not need, would only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 

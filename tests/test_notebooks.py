@@ -62,11 +62,9 @@ SMALL = {
     },
 }
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-# Many shapes or long training; what these compute with is tested elsewhere.
-LONG = {
-    "04_sequences", "05_finite_width", "06_sharing_patterns", "08_leaky_and_stacked", "09_training", "10_real_images", "11_neuroscience_tasks",
-}  # fmt: skip
-RUN = [pytest.param(p, marks=pytest.mark.slow) if p.stem in LONG else p for p in NOTEBOOKS]
+# The others have many shapes or long training; what they compute with is tested elsewhere.
+QUICK = {"01_quickstart", "02_phase_transition", "03_nonlinear_networks", "07_your_own_data"}
+RUN = [p if p.stem in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in NOTEBOOKS]
 
 
 def source(path):
