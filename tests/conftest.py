@@ -10,14 +10,21 @@ from typing import NamedTuple
 _CACHE = Path(__file__).parents[1] / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+# Kernels of linear networks are sampled after 300 transitions of warm-up, mostly of one pattern at three steps:
+# code for them is compiled once.
 # Two workers on two cores: threads of BLAS, which small matrices do not need, would only wait for each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 import bayeskernel as bk
+from bayeskernel.gauge import flip_kernel
+from bayeskernel.inference import weights
+from bayeskernel.inference.record import to_datatree
 
 # Linux grants a process 65,530 memory maps; every compiled function holds some, and XLA crashes
 # when they run out.
@@ -77,6 +84,38 @@ def make_general_task() -> bk.Task:
 @pytest.fixture
 def general_task() -> bk.Task:
     return make_general_task()
+
+
+def fake_draws(
+    theory: bk.MeanField,
+    offset: float = 0.0,
+    count: int = 500,
+    flips: bool = False,
+    seed: int = 0,
+    **kept: tuple[int, ...],
+) -> xr.DataTree:
+    """Independent draws around the theory with its own spread, without running a chain.
+
+    ``kept`` are names and shapes of what else is stored, standard normal.
+    """
+    rng = np.random.default_rng(seed)
+    std, size = theory.kernel_std(), theory.kernel.shape
+    noise = rng.normal(size=(4, count, *size)) * std
+    kernel = theory.kernel + offset * std + (noise + noise.transpose(0, 1, 4, 5, 2, 3)) / 2
+    if flips:
+        kernel[1] = flip_kernel(kernel[1], np.array([1, -1, 1]))
+    output = np.broadcast_to(theory.output, (4, count, *theory.output.shape)).copy()
+    stats = {"diverging": np.zeros((4, count), bool), "n_steps": np.ones((4, count), int)}
+    stats |= {"lp": rng.normal(size=(4, count)), "energy": rng.normal(size=(4, count))}
+    more = {name: rng.normal(size=(4, count, *shape)) for name, shape in kept.items()}
+    draws = {"kernel": kernel, "output": output, **stats, **more}
+    return to_datatree(draws, "posterior", theory.network, theory.task, {"sampler": "nuts"})
+
+
+def normals(net: weights.Structure, task: bk.Task, seed: int = 0) -> dict[str, jax.Array]:
+    """Standard normal variables of all sites, drawn by NumPy, which compiles for no shape."""
+    shapes, rng = weights.site_shapes(net, *task.shape[2:]), np.random.default_rng(seed)
+    return {name: jnp.asarray(rng.normal(size=shape)) for name, shape in shapes.items()}
 
 
 @pytest.fixture

@@ -15,10 +15,11 @@ import xarray as xr
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
-from bayeskernel.gauge import flip_kernel
 from bayeskernel.inference.measure import of_networks
 from bayeskernel.inference.record import to_datatree
 from bayeskernel.meanfield import fluctuations
+
+from .conftest import fake_draws
 
 NETWORK = bk.Network(256, "linear", noise=0.5)
 TASK = bk.tasks.endpoint([[1.0]], [4.5], 3)
@@ -27,30 +28,6 @@ TASK = bk.tasks.endpoint([[1.0]], [4.5], 3)
 @pytest.fixture(scope="module")
 def theory():
     return bk.solve(NETWORK, TASK)
-
-
-def fake_draws(theory, offset=0.0, count=500, flips=False, seed=0):
-    """Independent draws around the theory with its own spread, without running a chain."""
-    rng = np.random.default_rng(seed)
-    std = theory.kernel_std()
-    noise = rng.normal(size=(4, count, 3, 1, 3, 1)) * std
-    kernel = (
-        theory.kernel
-        + (1 + 0 * noise) * offset * std
-        + (noise + noise.transpose(0, 1, 4, 5, 2, 3)) / 2
-    )
-    if flips:
-        kernel[1] = flip_kernel(kernel[1], np.array([1, -1, 1]))
-    output = np.broadcast_to(theory.output, (4, count, 3, 1, 1)).copy()
-    stats = {"diverging": np.zeros((4, count), bool), "n_steps": np.ones((4, count), int)}
-    stats |= {"lp": rng.normal(size=(4, count)), "energy": rng.normal(size=(4, count))}
-    return to_datatree(
-        {"kernel": kernel, "output": output, **stats},
-        "posterior",
-        NETWORK,
-        theory.task,
-        {"sampler": "nuts"},
-    )
 
 
 def test_table_holds_what_was_computed(theory):
@@ -201,7 +178,8 @@ def test_other_networks_and_tasks_are_refused(theory):
         bk.compare(draws, bk.solve(NETWORK, TASK.scaled(2)))
     with pytest.raises(InputError, match="draws: expected a DataTree from"):
         bk.compare(xr.DataTree(), theory)
-    prior = bk.sample_prior(jax.random.key(0), NETWORK, TASK, num_samples=5)
+    made = {name: draws["posterior"][name].to_numpy()[:1] for name in ("kernel", "output")}
+    prior = to_datatree(made, "prior", NETWORK, TASK, {"num_samples": 500})
     with pytest.raises(
         InputError, match=r"draws: expected a DataTree from .* without \['posterior/kernel"
     ):
@@ -266,9 +244,10 @@ def test_real_outliers_are_shown_as_real_numbers():
 
 
 def test_report_holds_code_that_repeats_the_run(tmp_path):
-    task = bk.Task([[[1.0, 0.1]], [[0.3, 0.0]], [[0.0, 1 / 3]]], [[np.nan], [0.7], [2.0]], "three")
+    inputs, targets = [[[1.0, 0.1]], [[0.3, 0.0]], [[0.0, 1 / 3]]], [[np.nan], [np.nan], [0.7]]
+    task = bk.Task(inputs, targets, "three")
     network = bk.Network(16, "linear", bk.Sharing([0, 0, 1], "tied", "untied"), noise=0.3)
-    settings = {"num_warmup": 50, "num_samples": 30, "num_chains": 2, "progress": False}
+    settings = {"num_warmup": 300, "num_samples": 30, "num_chains": 2, "progress": False}
     draws = bk.sample(jax.random.key(8), network, task, **settings)
     cmp = bk.compare(draws, bk.solve(network, task))
     page = _Page()
@@ -279,21 +258,20 @@ def test_report_holds_code_that_repeats_the_run(tmp_path):
     assert np.array_equal(names["draws"]["posterior"]["kernel"], draws["posterior"]["kernel"])
 
 
-def test_report_shows_the_spectrum_of_weights_that_were_kept(tmp_path):
-    settings = {"num_warmup": 50, "num_samples": 30, "num_chains": 1, "progress": False}
-    for k, keep in enumerate((("preactivations",), ("weights",), ())):
-        space = "weights" if "weights" in keep else "preactivations"
-        draws = bk.sample(
-            jax.random.key(0),
-            bk.Network(16, "linear", noise=0.5),
-            TASK,
-            space=space,
-            keep=keep,
-            **settings,
-        )
-        theory = bk.solve(bk.Network(16, "linear", noise=0.5), TASK)
-        text = bk.report(bk.compare(draws, theory), tmp_path / "report.html").read_text()
-        assert ("in the complex plane" in text) == (k < 2)
+WEIGHTS = {
+    "recurrent_weights": (1, 16, 16),
+    "input_weights": (1, 16, 1),
+    "readout_weights": (1, 1, 16),
+}
+PREACTIVATIONS = {"preactivation": (3, 1, 16), "readout_weights": (1, 1, 16)}
+
+
+@pytest.mark.parametrize("kept", [WEIGHTS, PREACTIVATIONS, {}])
+def test_report_shows_the_spectrum_of_weights_that_were_kept(kept, tmp_path):
+    theory = bk.solve(bk.Network(16, "linear", noise=0.5), TASK)
+    cmp = bk.compare(fake_draws(theory, **kept), theory)
+    text = bk.report(cmp, tmp_path / "report.html").read_text()
+    assert ("in the complex plane" in text) == bool(kept)
 
 
 def test_report_refuses_a_missing_folder(theory, tmp_path):
@@ -307,7 +285,7 @@ def test_report_refuses_a_missing_folder(theory, tmp_path):
 @pytest.mark.long
 def test_command_line_compares_and_reports(tmp_path, command):
     problem = "--task digits --patterns 2 --steps 2 --activation linear"
-    options = f"{problem} --width 24 --space weights --draws 100 --warmup 100 --chains 2"
+    options = f"{problem} --width 24 --space preactivations --draws 100 --warmup 100 --chains 2"
     done = command("compare", *options.split(), "--out", "results")
     assert done.returncode == 0, done.stderr
     assert "RNN (tied) sampled" in done.stdout
@@ -323,7 +301,7 @@ def test_command_line_compares_and_reports(tmp_path, command):
     assert done.returncode == 0, done.stderr
     assert "Kernels" in (tmp_path / "again.html").read_text()
     # For machines: one JSON object, and nothing else, on standard output.
-    quick = f"{problem} --width 24 --space weights --draws 9 --warmup 100 --chains 1"
+    quick = f"{problem} --width 24 --space preactivations --draws 9 --warmup 100 --chains 1"
     for name, more in (("compare", quick), ("sample", quick), ("solve", problem)):
         done = command(name, *more.split(), "--sharing", "tied", "--json")
         assert done.returncode == 0, done.stderr

@@ -12,6 +12,8 @@ from bayeskernel.gauge import align, canonical, flip_kernel, sign_symmetry
 from bayeskernel.inference import weights
 from bayeskernel.kernels import representational_kernel
 
+from .conftest import normals
+
 TASKS = {
     "endpoint": bk.tasks.endpoint([[1.0, 0.5], [0.3, -1.0]], [1.0, -1.0], 4),
     "every step": bk.Task(np.random.default_rng(0).normal(size=(4, 2, 2)), np.ones((4, 2))),
@@ -52,7 +54,7 @@ def test_group_of_other_graphs_is_exactly_the_flips_weights_can_undo(name, doubl
 
 def check_group(network, task):
     net, data = weights.structure(network, 4), weights.arrays(network, task)
-    z = weights.draw_prior(jax.random.key(1), net, data)
+    z = normals(net, task)
     reachable = _reachable(z, net, data, task.supervised.any(axis=(1, 2)))
     allowed = {tuple(s) for s in sign_symmetry(network, task).elements()[0]}
     assert allowed == {s for s in reachable if s[0] == 1}

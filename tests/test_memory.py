@@ -21,8 +21,8 @@ def megabytes(monkeypatch):
 
 
 def sampled(**options):
-    given = {"num_warmup": 2, "num_samples": 60, "num_chains": 2, "progress": False} | options
-    return bk.sample(jax.random.key(0), NETWORK, task(5), **given)
+    given = {"num_warmup": 300, "num_samples": 60, "num_chains": 2, "progress": False} | options
+    return bk.sample(jax.random.key(0), NETWORK, bk.tasks.endpoint([[1.0]], [1.0], 3), **given)
 
 
 def test_kernels_too_large_for_theory(megabytes):
@@ -33,15 +33,15 @@ def test_kernels_too_large_for_theory(megabytes):
 
 
 def test_draws_too_many_for_memory(megabytes, tmp_path):
-    megabytes(0.3)  # two chains of 60 draws of two kernels of 10 * 10, twice, take 0.2 MB
+    megabytes(0.03)  # two chains of 60 draws of two kernels of 3 * 3, twice, take 0.02 MB
     assert sampled()["posterior"].sizes["draw"] == 60
-    with pytest.raises(InputError, match=r"num_samples: .*checkpoint.*2 \* 120 draws of 210"):
+    with pytest.raises(InputError, match=r"num_samples: .*checkpoint.*2 \* 120 draws of 21 "):
         sampled(num_samples=120)
-    megabytes(0.25)
-    with pytest.raises(InputError, match=r"num_samples: .*60 draws of 290 numbers"):
+    megabytes(0.025)
+    with pytest.raises(InputError, match=r"num_samples: .*60 draws of 45 numbers"):
         sampled(keep=["preactivations"])
     kept = sampled(num_samples=120, checkpoint=tmp_path)  # draws stay on disk
     assert kept["posterior"].sizes["draw"] == 120
-    megabytes(0.1)
+    megabytes(0.01)
     with pytest.raises(InputError, match=r"inputs: .*fewer patterns.*2 \* 50 draws"):
         sampled(checkpoint=tmp_path / "other")

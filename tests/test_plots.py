@@ -13,17 +13,17 @@ from bayeskernel.errors import InputError
 from bayeskernel.gauge import aligned, sign_symmetry
 from bayeskernel.inference.record import kernel_and_output
 
+from .conftest import fake_draws
+
 NETWORK = bk.Network(64, "linear", noise=0.1)
 TASK = bk.tasks.endpoint([[1.0], [-0.5]], [2.0, -1.0], 3)
 
 
 @pytest.fixture(scope="module")
 def cmp():
-    draws = bk.sample(
-        jax.random.key(0), NETWORK, TASK, space="preactivations", keep=("preactivations",),
-        num_warmup=100, num_samples=60, num_chains=2, progress=False,
-    )  # fmt: skip
-    return bk.compare(draws, bk.solve(NETWORK, TASK))
+    theory = bk.solve(NETWORK, TASK)
+    draws = fake_draws(theory, count=60, preactivation=(3, 2, 64), readout_weights=(1, 1, 64))
+    return bk.compare(draws, theory)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_predictions_mark_what_was_supervised(cmp, ax):
 
 
 def test_spectrum_shows_bulk_and_outlier(cmp, ax):
-    weights = bk.weights(jax.random.key(1), cmp.draws.isel(draw=[-1]), NETWORK, TASK)
+    weights = bk.weights(jax.random.key(1), cmp.draws.isel(chain=[0, 1], draw=[-1]), NETWORK, TASK)
     strong = bk.solve(NETWORK, TASK.scaled(4))
     assert bk.plots.plot_spectrum(weights, strong, ax) is ax
     assert len(ax.lines[0].get_xdata()) == 2 * 64

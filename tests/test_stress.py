@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
+from bayeskernel.inference.run import _choose
 
 from .inference.test_triangle import disagreement, moments_of
 
@@ -126,11 +127,9 @@ def test_narrow_networks_end_as_stated(case):
 
 
 def test_narrow_networks_are_sampled_in_weights():
-    run = bk.sample(
-        jax.random.key(0), network(width=4, activation="tanh"), PAIR,
-        num_warmup=1, num_samples=1, num_chains=1, progress=False,
-    )  # fmt: skip
-    assert "fewer units than independent sites (4 < 6)" in run.attrs["settings"]
+    chosen = _choose("auto", network(width=4, activation="tanh"), PAIR, ())
+    assert chosen.name == "weights"
+    assert "fewer units than independent sites (4 < 6)" in chosen.reason
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ def test_draws_hold_no_more_memory_than_they_need(monkeypatch, table1_task):
     monkeypatch.setattr(chains, "joined", joined)
     bk.sample(
         jax.random.key(0), bk.Network(8, "linear"), table1_task,
-        num_warmup=2, num_samples=5, num_chains=1, progress=False,
+        num_warmup=300, num_samples=5, num_chains=1, progress=False,
     )  # fmt: skip
     assert len(parts) == 5
     for values in (values for part in parts for values in part.values()):

@@ -7,9 +7,13 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
+from bayeskernel.inference.record import to_datatree
 from bayeskernel.sharing import labels_of
+from tests.conftest import fake_draws
 
 SHARINGS = ["tied", "untied", bk.Sharing([0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1])]
+# Tests of one shape share what is compiled.
+SINE = bk.tasks.sine(2, 3, supervised=[1, 3])
 QUICK = {"num_warmup": 30, "num_samples": 4, "num_chains": 2, "progress": False}
 
 
@@ -51,12 +55,25 @@ def test_weights_reproduce_preactivations_and_outputs(sharing, space, general_ta
             )
 
 
-@pytest.mark.long
 def test_weights_given_prior_preactivations_are_prior_weights():
     """h from prior weights, then weights from h: the new weights must again be N(0, scale^2)."""
-    task = bk.tasks.endpoint(np.random.default_rng(0).normal(size=(3, 4)), np.zeros(3), 3)
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(3, 4))
+    task = bk.tasks.endpoint(inputs, np.zeros(3), 3)
     network = bk.Network(40, "erf", noise=1e6)  # targets carry no information
-    draws = run(network, task, space="preactivations", keep=("preactivations",), num_samples=10)
+    W = rng.normal(size=(2, 10, 40, 40)) / np.sqrt(40)
+    h = [inputs @ rng.normal(size=(2, 10, 4, 40)) / 2]
+    for _ in range(2):
+        h.append(np.asarray(network.phi(h[-1])) @ W)
+    h = np.stack(h, 2)
+    phi = np.asarray(network.phi(h))
+    made = {
+        "kernel": np.einsum("cdtai,cdsbi->cdtasb", phi, phi) / 40,
+        "output": np.zeros((2, 10, 3, 3, 1)),
+        "preactivation": h,
+        "readout_weights": rng.normal(size=(2, 10, 1, 1, 40)),
+    } | dict.fromkeys(("lp", "energy", "n_steps", "diverging"), np.zeros((2, 10)))
+    draws = to_datatree(made, "posterior", network, task, {"sampler": "hmc"})
     W = bk.weights(jax.random.key(1), draws, network, task)["recurrent_weights"].to_numpy()
     scaled = W * np.sqrt(40)
     assert abs(scaled.mean()) < 5 / np.sqrt(scaled.size)
@@ -65,7 +82,7 @@ def test_weights_given_prior_preactivations_are_prior_weights():
 
 @pytest.mark.long
 def test_training_patterns_predict_themselves(general_task, double):
-    network = bk.Network(16, "erf", SHARINGS[2])
+    network = bk.Network(16, "tanh", SHARINGS[2])
     draws = run(network, general_task, space="preactivations", keep=("preactivations",))
     again = bk.predict(jax.random.key(0), draws, network, general_task, general_task.inputs)
     stored = draws["posterior"]["output"].to_numpy()
@@ -78,7 +95,6 @@ def test_training_patterns_predict_themselves(general_task, double):
 )
 def test_all_spaces_predict_the_same(activation):
     """Mean and variance of outputs for new patterns, weights against the other spaces."""
-    task = bk.tasks.sine(2, 3, supervised=[1, 3])
     new = np.zeros((3, 2, 2))
     new[0] = [[1.0, -0.5], [0.2, 1.3]]
     network = bk.Network(12, activation, noise=0.5)
@@ -87,8 +103,8 @@ def test_all_spaces_predict_the_same(activation):
         spaces["kernels"] = ()
     moments = {}
     for space, keep in spaces.items():
-        draws = run(network, task, space=space, keep=keep, num_warmup=300, num_samples=500)
-        outputs = bk.predict(jax.random.key(7), draws, network, task, new)["output"]
+        draws = run(network, SINE, space=space, keep=keep, num_warmup=300, num_samples=500)
+        outputs = bk.predict(jax.random.key(7), draws, network, SINE, new)["output"]
         values = outputs.to_numpy().astype(np.float64)[..., 0]
         ess = az.ess(outputs.to_dataset())["output"].to_numpy()[..., 0]
         assert ess.min() > 100
@@ -102,12 +118,13 @@ def test_all_spaces_predict_the_same(activation):
 
 
 def test_bad_input_is_named(table1_task):
-    network = bk.Network(8, "erf")
-    draws = run(network, table1_task, space="preactivations")
+    network = bk.Network(8, "linear")
+    theory = bk.solve(network, table1_task)
+    draws = fake_draws(theory)
     with pytest.raises(InputError, match="draws: expected draws made with keep"):
         bk.weights(jax.random.key(0), draws, network, table1_task)
     with pytest.raises(InputError, match="draws: expected draws made with keep"):
         bk.predict(jax.random.key(0), draws, network, table1_task, table1_task.inputs)
-    kept = run(network, table1_task, space="preactivations", keep=("preactivations",))
+    kept = fake_draws(theory, preactivation=(3, 1, 8), readout_weights=(1, 1, 8))
     with pytest.raises(InputError, match="rng_key: expected"):
         bk.weights(0, kept, network, table1_task)

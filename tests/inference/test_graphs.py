@@ -11,6 +11,7 @@ from bayeskernel.inference import preactivations as pre
 from bayeskernel.inference import weights
 from bayeskernel.likelihood import covariance
 from bayeskernel.problem import problem
+from tests.conftest import normals
 from tests.test_graph import NETWORKS, network, task
 
 QUICK = {"num_warmup": 20, "num_samples": 8, "num_chains": 2, "progress": False}
@@ -47,7 +48,7 @@ def by_hand(net, inputs, drawn):
 def test_weights_space_runs_the_network(name, double):
     net, given = network(name), task(name)
     form, data = weights.structure(net, 3), weights.arrays(net, given)
-    z = weights.draw_prior(jax.random.key(0), form, data)
+    z = normals(form, given)
     drawn = {f"{k}_weights": np.asarray(w) for k, w in weights.scale_sites(z, form, data).items()}
     h = weights.preactivations(z, form, data)
     expected, outputs = by_hand(net, given.inputs, drawn)
@@ -134,8 +135,10 @@ DIMS = {
 
 @pytest.mark.parametrize("name", DIMS)
 def test_draws_name_layers_steps_and_nodes(name):
-    prior = bk.sample_prior(jax.random.key(1), network(name), task(name), num_samples=2)["prior"]
-    assert prior["kernel"].dims == ("chain", "draw", *DIMS[name])
+    net = network(name)
+    activities = np.ones((2, net.graph_of(3).size, 2, net.width))
+    measured = bk.measure(net, task(name), activities)["posterior"]
+    assert measured["kernel"].dims == ("chain", "draw", *DIMS[name])
 
 
 @pytest.mark.long

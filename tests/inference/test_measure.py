@@ -11,22 +11,19 @@ NETWORK = bk.Network(64, "erf", noise=0.3)
 TASK = bk.tasks.endpoint([[1.0, 0.0], [0.5, 1.0]], [0.7, -0.4], 3)
 
 
-def trained(count, network=NETWORK, seed=0):
+def posterior(seed, count):
+    return bk.sample(
+        jax.random.key(seed), NETWORK, TASK, space="preactivations", keep=("preactivations",),
+        num_warmup=200, num_samples=count, num_chains=2, progress=False,
+    )  # fmt: skip
+
+
+def trained(count, seed=0):
     """Activities of networks drawn from the exact posterior: the best trained networks there are."""
-    draws = bk.sample(
-        jax.random.key(seed),
-        network,
-        TASK,
-        space="preactivations",
-        keep=("preactivations",),
-        num_warmup=200,
-        num_samples=20 * (count // 2),
-        num_chains=2,
-        progress=False,
-    )
+    draws = posterior(seed, 20 * (count // 2))
     apart = draws["posterior"].isel(draw=slice(19, None, 20))
-    h = apart["preactivation"].to_numpy().reshape(-1, 3, 2, network.width)
-    return np.asarray(network.phi(h)), apart["output"].to_numpy().reshape(-1, 3, 2, 1)
+    h = apart["preactivation"].to_numpy().reshape(-1, 3, 2, NETWORK.width)
+    return np.asarray(NETWORK.phi(h)), apart["output"].to_numpy().reshape(-1, 3, 2, 1)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +99,7 @@ def test_other_networks_disagree(networks, theory):
 
 def test_draws_and_networks_agree_in_distribution(networks):
     """Mean kernels of networks that are posterior draws are those of the chain, in its errors."""
-    chain = bk.sample(
-        jax.random.key(9), NETWORK, TASK, num_samples=400, num_chains=2, progress=False
-    )
+    chain = posterior(9, 400)
     diagonal = [
         np.einsum("cdtata->cdta", draws["posterior"]["kernel"].to_numpy())
         for draws in (chain, bk.measure(NETWORK, TASK, *networks))

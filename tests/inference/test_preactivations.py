@@ -174,7 +174,7 @@ def test_prior_of_the_map_is_the_prior_of_the_network():
     task = bk.Task(np.random.default_rng(2).normal(size=(3, 2, 3)), np.ones((3, 2)))
     network = bk.Network(6, "relu", [0, 0, 1], recurrent_std=1.2)
     coordinates, data = posterior(network, task)
-    count = 20_000
+    count = 20_224  # whole batches: compiled once
     keys = jax.random.split(jax.random.key(0), count)
 
     @jax.jit

@@ -43,7 +43,7 @@ def test_samples_have_the_law_of_the_reference(name, space):
     assert reference.shape[:2] == (references.CHAINS, references.DRAWS)
     draws = bk.sample(
         jax.random.key(1), network, task, space=space,
-        num_warmup=500, num_samples=6000, num_chains=2, progress=False,
+        num_warmup=300 if space == "kernels" else 500, num_samples=6000, num_chains=2, progress=False,
     )  # fmt: skip
     values = references.entries(draws, network, task)
     quartiles = np.quantile(reference, [0.25, 0.5, 0.75], axis=(0, 1))

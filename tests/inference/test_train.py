@@ -15,6 +15,7 @@ from bayeskernel.inference.curvature import steepest
 from bayeskernel.inference.descent import loss, patterns_of
 from bayeskernel.inference.record import settings
 from bayeskernel.inference.train import arranged
+from tests.conftest import normals
 
 # One shape and one float type for most tests, as each is compiled for.
 pytestmark = pytest.mark.usefixtures("double")
@@ -31,7 +32,7 @@ def trained(network=NETWORK, task=TASK, key=KEY, **options):
 def parts(seed=0):
     """Structure, data and a position of the network of these tests."""
     net, data = weights.structure(NETWORK, 2), weights.arrays(NETWORK, TASK)
-    return net, data, weights.draw_prior(jax.random.key(seed), net, data)
+    return net, data, normals(net, TASK, seed)
 
 
 def test_curvature_of_a_quadratic_is_its_largest_eigenvalue():
@@ -50,8 +51,8 @@ ONE = bk.tasks.endpoint([[1.0]], [1.5], 3)
 def exact():
     """Kernels of a linear network, sampled in their own space."""
     draws = bk.sample(
-        jax.random.key(1), LINEAR, ONE, num_samples=2000, num_chains=2, progress=False
-    )
+        jax.random.key(1), LINEAR, ONE, num_warmup=300, num_samples=2000, num_chains=2, progress=False
+    )  # fmt: skip
     assert bk.diagnose(draws).table["ess_bulk"].min() > 1000
     return draws
 
@@ -143,9 +144,8 @@ def test_noise_has_unit_variance_and_differs_between_steps_networks_and_sites():
 @pytest.mark.parametrize(
     ("activation", "width"),
     [
-        ("tanh", 12),
-        ("relu", 12),
-        *(pytest.param(a, 12, marks=pytest.mark.slow) for a in ("linear", "erf")),
+        ("relu", 12),  # of these the first to notice a rate too large
+        *(pytest.param(a, 12, marks=pytest.mark.slow) for a in ("linear", "erf", "tanh")),
         *(pytest.param(a, 40, marks=pytest.mark.slow) for a in ("linear", "erf", "tanh", "relu")),
     ],
 )
@@ -245,8 +245,14 @@ def test_any_architecture_is_trained():
 
 def test_starts_are_prior_draws():
     net, data, _ = parts()
-    z = descent.starts(jax.random.split(KEY, 200), data, net)
-    x = np.concatenate([np.asarray(v).reshape(200, -1) for v in z.values()], 1)
+    four = [descent.starts(keys, data, net) for keys in jax.random.split(KEY, (50, 4))]
+    x = np.stack(
+        [
+            np.concatenate([np.asarray(v[k]).ravel() for v in z.values()])
+            for z in four
+            for k in range(4)
+        ]
+    )
     assert abs(x.mean()) < 5 / np.sqrt(x.size)
     assert abs((x**2).mean() - 1) < 5 * np.sqrt(2 / x.size)
     assert np.abs(x @ x.T / x.shape[1] - np.diag((x**2).mean(1))).max() < 6 / np.sqrt(x.shape[1])

@@ -14,7 +14,9 @@ from scipy.stats import norm
 import bayeskernel as bk
 from bayeskernel.errors import InputError
 from bayeskernel.inference import weights
+from bayeskernel.inference.run import _choose
 from bayeskernel.kernels import representational_kernel
+from tests.conftest import normals
 
 SHARING = bk.Sharing([0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1])
 QUICK = {
@@ -62,7 +64,7 @@ def test_model_is_its_definition(activation, scaling, general_task, double):
         input_std=0.7, recurrent_std=1.3, readout_std=1.2, noise=0.2,
     )  # fmt: skip
     net, data = weights.structure(network, 4), weights.arrays(network, general_task)
-    z = weights.draw_prior(jax.random.key(2), net, data)
+    z = normals(net, general_task)
     kernel, output, log_likelihood = loops(
         jax.tree.map(np.asarray, z), network, general_task, SHARING
     )
@@ -147,12 +149,6 @@ def test_preactivation_kernel_is_computed_from_the_kernel(run):
     assert pytest.approx(expected, abs=1e-6) == K
 
 
-@pytest.mark.long
-def test_weights_are_not_stored_unasked(table1_task):
-    draws = bk.sample(jax.random.key(0), bk.Network(8, "linear"), table1_task, **QUICK)
-    assert set(draws["posterior"].data_vars) == {"kernel", "output", "preactivation_kernel"}
-
-
 def test_prediction_for_training_patterns_is_the_stored_output(run):
     network, task, draws = run
     again = bk.predict(jax.random.key(0), draws, network, task, task.inputs)
@@ -181,26 +177,32 @@ def test_arviz_reads_the_tree(run):
 
 
 @pytest.mark.long
-def test_same_key_same_draws_and_labels_decide_sharing(table1_task):
-    def kernels(sharing, seed=3):
-        network = bk.Network(8, "linear", sharing)
-        return bk.sample(jax.random.key(seed), network, table1_task, **QUICK)["posterior"]["kernel"]
+def test_same_key_same_draws(table1_task):
+    def kernels(seed):
+        options = {"num_warmup": 300, "num_samples": 10, "num_chains": 2, "progress": False}
+        network = bk.Network(8, "linear")
+        return bk.sample(jax.random.key(seed), network, table1_task, **options)["posterior"][
+            "kernel"
+        ]
 
-    tied, untied = kernels("tied"), kernels("untied")
-    assert np.array_equal(tied, kernels([2, 2, 2]))
-    assert np.array_equal(untied, kernels([2, 0, 1]))
-    assert not np.array_equal(tied, untied)
-    assert not np.array_equal(tied, kernels("tied", seed=4))
+    assert np.array_equal(kernels(3), kernels(3))
+    assert not np.array_equal(kernels(3), kernels(4))
 
 
-@pytest.mark.long
-def test_one_step_knows_no_sharing():
-    task = bk.tasks.endpoint([[1.0, 0.5]], [1.0], 1)
-    tied, untied = (
-        bk.sample(jax.random.key(0), bk.Network(8, "erf", s), task, **QUICK)["posterior"]["kernel"]
-        for s in ("tied", "untied")
-    )
-    assert np.array_equal(tied, untied)
+def assert_same(space, one, two, task):
+    """The same compiled code is given the same numbers."""
+    one, two = (_choose(space, bk.Network(8, "linear", s), task, ()) for s in (one, two))
+    assert one.static == two.static
+    jax.tree.map(np.testing.assert_array_equal, one.data, two.data)
+
+
+@pytest.mark.parametrize("space", ["weights", "preactivations", "kernels"])
+def test_labels_decide_sharing(space, table1_task):
+    assert_same(space, "tied", [2, 2, 2], table1_task)
+    assert_same(space, "untied", [2, 0, 1], table1_task)
+    with pytest.raises(AssertionError):
+        assert_same(space, "tied", "untied", table1_task)
+    assert_same(space, "tied", "untied", bk.tasks.endpoint([[1.0, 0.5]], [1.0], 1))  # one step
 
 
 def test_permuting_patterns_permutes_kernels(general_task):
@@ -209,7 +211,7 @@ def test_permuting_patterns_permutes_kernels(general_task):
     swapped = weights.arrays(
         network, bk.Task(general_task.inputs[:, ::-1], general_task.targets[:, ::-1])
     )
-    z = weights.draw_prior(jax.random.key(2), net, data)
+    z = normals(net, general_task)
     kernel, moved = (
         np.asarray(representational_kernel(network.phi(weights.preactivations(z, net, arrays))))
         for arrays in (data, swapped)
@@ -223,10 +225,13 @@ def test_prior_samples_have_no_chain_statistics(table1_task):
     assert "sample_stats" not in prior
 
 
-def test_float64_is_the_callers_choice(table1_task):
+@pytest.mark.long
+def test_float64_is_the_callers_choice_and_weights_are_not_stored_unasked(run, table1_task):
     with jax.enable_x64(True):
         draws = bk.sample(jax.random.key(0), bk.Network(8, "linear"), table1_task, **QUICK)
     assert draws["posterior"]["kernel"].dtype == np.float64
+    assert run[2]["posterior"]["kernel"].dtype == np.float32
+    assert set(draws["posterior"].data_vars) == {"kernel", "output", "preactivation_kernel"}
 
 
 BAD = {

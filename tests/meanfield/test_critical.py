@@ -21,6 +21,19 @@ def test_linear_closed_form(steps):
     assert blocks[0, 2] < 1e-12
 
 
+def test_where_the_shared_pair_of_steps_lies_does_not_matter():
+    """Two of four steps share: neighbours or not, they part at one signal, above that of all four."""
+    task = bk.tasks.endpoint([[1.0]], [1.0], 4)
+    pairs = [
+        bk.critical_signal(
+            bk.Network(64, "linear", bk.Sharing(recurrent, "tied", "tied"), noise=0.1), task
+        ).spinodal
+        for recurrent in ([0, 1, 2, 2], [0, 1, 2, 1])
+    ]
+    assert pairs[0] == pytest.approx(pairs[1], rel=1e-5)
+    assert first_lag_critical_signal(4, 0.1) < 0.5 * pairs[0]
+
+
 @pytest.mark.long
 def test_first_order_transition_of_long_networks():
     task = bk.tasks.endpoint([[1.0]], [1.0], 8)

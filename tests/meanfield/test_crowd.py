@@ -24,7 +24,7 @@ def every_group_is_a_crowd(monkeypatch):
     monkeypatch.setattr(crowd, "_MOST_STATISTICS", 5)
 
 
-@pytest.mark.parametrize("sharing", ["tied", "untied"])
+@pytest.mark.parametrize("sharing", ["tied", pytest.param("untied", marks=pytest.mark.slow)])
 def test_linear_units_against_their_closed_form(sharing):
     exact = bk.solve(bk.Network(512, "linear", sharing, noise=0.3), TASK)
     network = bk.Network(512, lambda h: 1.0 * h, sharing, noise=0.3)
@@ -55,7 +55,7 @@ def test_erf_units_against_weighted_particles(monkeypatch):
 
 
 def test_an_iteration_that_leaves_the_domain_says_so():
-    task = bk.tasks.endpoint(2 * np.eye(4), [25.0, 25.0, -25.0, -25.0], 4)
+    task = bk.tasks.endpoint(2 * np.eye(4), [400.0, 400.0, -400.0, -400.0], 4)
     theory = bk.solve(bk.Network(64, "relu", noise=0.01), task)
     assert not theory.converged
     assert theory.result in set(Status)
@@ -64,7 +64,7 @@ def test_an_iteration_that_leaves_the_domain_says_so():
 
 def test_trials_with_sites_that_nearly_coincide(monkeypatch):
     """All inputs are the same while an animal fixates, and none come while it answers."""
-    task = bk.tasks.decision((0.5, 1.0), steps=4, stimulus=1)
+    task = bk.tasks.decision((0.5,), steps=4, stimulus=1)
     network = bk.Network(512, "erf", noise=1.0)
     moving = bk.solve(network, task)
     monkeypatch.setattr(crowd, "_MOST_STATISTICS", 300)

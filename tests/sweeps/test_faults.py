@@ -17,8 +17,7 @@ from bayeskernel.sweeps import points
 
 NET = bk.Network(24, "linear", noise=0.1)
 TASK = bk.tasks.endpoint([[1.0]], [3.0], 3)
-# A point takes about a second.
-OPTIONS = {"space": "preactivations", "num_warmup": 200, "num_samples": 2000, "num_chains": 2}
+OPTIONS = {"space": "kernels", "num_warmup": 300, "num_samples": 2000, "num_chains": 2}
 GRID = {"seed": list(range(8))}
 
 

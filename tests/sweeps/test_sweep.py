@@ -18,7 +18,7 @@ from bayeskernel.sweeps.grid import checked_grid, sample_file, theory_file
 
 NET = bk.Network(64, "linear", noise=0.1)
 TASK = bk.tasks.endpoint([[1.0]], [1.0], 3)
-QUICK = {"space": "kernels", "num_warmup": 200, "num_samples": 200, "num_chains": 2}
+QUICK = {"space": "kernels", "num_warmup": 300, "num_samples": 200, "num_chains": 2}
 GRID = {"signal": [1.0, 4.5], "sharing": ["tied", "untied"], "seed": [0, 1]}
 
 
