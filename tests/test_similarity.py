@@ -9,9 +9,8 @@ from scipy.stats import spearmanr, special_ortho_group
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
-from bayeskernel.inference.record import to_datatree
 
-from .conftest import fake_draws
+from .conftest import as_run, fake_draws
 
 P, N = 7, 40
 MEASURES = ("cka", "rsa", "procrustes", "bures")
@@ -110,8 +109,7 @@ def draws():
     phi = np.random.default_rng(0).normal(size=(2, 60, 3, 4, NETWORK.width))
     kernel = np.einsum("cdtai,cdsbi->cdtasb", phi, phi) / NETWORK.width
     made = {"kernel": kernel, "output": np.zeros((2, 60, 3, 4, 1))}
-    stats = dict.fromkeys(("lp", "energy", "n_steps", "diverging"), np.zeros((2, 60)))
-    return to_datatree(made | stats, "posterior", NETWORK, TASK, {"sampler": "hmc"})
+    return as_run(made, NETWORK, TASK)
 
 
 @pytest.mark.parametrize("measure", MEASURES)

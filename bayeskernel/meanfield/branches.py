@@ -38,7 +38,7 @@ _ROUGHLY, _ROUGH_STEPS = 0.03, 50
 # A residual below this share of its Monte-Carlo error is as good as none.
 _SHARE_OF_NOISE = 0.02
 # Two kernels closer than this, or than their Monte-Carlo errors allow, are one solution.
-_SAME, SIGMAS = 1e-4, 5.0
+_SAME, _SIGMAS = 1e-4, 5.0
 # Where rounding errors rule saddles lead to saddles without end.
 _MOST_DESCENTS = 32
 # Stages of a signal that cannot be reached at once.
@@ -180,7 +180,10 @@ class Search(NamedTuple):
                 queue += beside  # a saddle is not worth its particles
                 continue
             solution = self._converged(rough)
-            if any(self._same(solution, other) for other in reached):
+            if any(
+                same(self.problem, solution.kernel, other.kernel, solution.error, other.error)
+                for other in reached
+            ):
                 continue
             reached.append(solution)
             # Where a descent got stuck its curvature leads nowhere, and would without end.
@@ -229,12 +232,6 @@ class Search(NamedTuple):
             start,
         )
 
-    def _same(self, one: Solution, two: Solution) -> bool:
-        tensor = self.problem.tensor
-        error = np.hypot(np.linalg.norm(one.error), np.linalg.norm(two.error))
-        apart = distance(tensor(one.kernel), tensor(two.kernel), self.problem.symmetry)
-        return bool(apart < _SAME * np.linalg.norm(two.kernel) + SIGMAS * error)
-
     def _canonical(self, solution: Solution) -> Solution:
         """The solution with steps as positively correlated as can be."""
         if not np.isfinite(solution.free_energy):
@@ -257,6 +254,13 @@ class Search(NamedTuple):
 
     def _scaled(self, signal: float) -> Search:
         return self._replace(problem=self.problem.scaled(signal))
+
+
+def same(problem: Problem, one: Floats, two: Floats, *errors: Floats) -> bool:
+    """Whether two kernels (d, d) are one, within their standard errors and up to signs that are free."""
+    error = np.linalg.norm(np.stack(errors))
+    apart = distance(problem.tensor(one), problem.tensor(two), problem.symmetry)
+    return bool(apart < _SAME * np.linalg.norm(two) + _SIGMAS * error)
 
 
 def strayed(saddle: Saddle) -> float:

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.activations import KINK, Activation
-from bayeskernel.gauge import canonical_signs, distance
-from bayeskernel.meanfield.branches import NOISY, PUSH, SIGMAS, Solution
+from bayeskernel.gauge import canonical_signs
+from bayeskernel.meanfield.branches import NOISY, PUSH, Solution, same
 from bayeskernel.meanfield.laws import Averages, Law
 from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
 from bayeskernel.meanfield.particles import transitions
@@ -158,19 +158,18 @@ class CrowdSearch(NamedTuple):
                 start = average.last
                 continue
             # Within its noise a curvature is that of a minimum, and so is any that a descent from beside comes back to.
-            if curvature > -NOISY or (before is not None and self._same(before, average)):
+            returned = before is not None and same(
+                self.problem,
+                before.saddle.point.C,
+                average.saddle.point.C,
+                before.error,
+                average.error,
+            )
+            if curvature > -NOISY or returned:
                 curvature = max(curvature, 0.0)
                 break
             before, start = average, _beside(average.saddle, x)
         return self._finished(average, curvature / 2)
-
-    def _same(self, one: _Average, two: _Average) -> bool:
-        error = np.hypot(np.linalg.norm(one.error), np.linalg.norm(two.error))
-        tensor = self.problem.tensor
-        apart = distance(
-            tensor(one.saddle.point.C), tensor(two.saddle.point.C), self.problem.symmetry
-        )
-        return bool(apart < SIGMAS * error)
 
     def _failed(self, start: Point) -> Solution:
         """The iteration left the domain: the start, without a number."""

@@ -7,9 +7,8 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.errors import InputError
-from bayeskernel.inference.record import to_datatree
 from bayeskernel.sharing import labels_of
-from tests.conftest import fake_draws
+from tests.conftest import as_run, fake_draws
 
 SHARINGS = ["tied", "untied", bk.Sharing([0, 0, 1, 1], [0, 1, 1, 0], [0, 0, 0, 1])]
 # Tests of one shape share what is compiled.
@@ -72,8 +71,8 @@ def test_weights_given_prior_preactivations_are_prior_weights():
         "output": np.zeros((2, 10, 3, 3, 1)),
         "preactivation": h,
         "readout_weights": rng.normal(size=(2, 10, 1, 1, 40)),
-    } | dict.fromkeys(("lp", "energy", "n_steps", "diverging"), np.zeros((2, 10)))
-    draws = to_datatree(made, "posterior", network, task, {"sampler": "hmc"})
+    }
+    draws = as_run(made, network, task)
     W = bk.weights(jax.random.key(1), draws, network, task)["recurrent_weights"].to_numpy()
     scaled = W * np.sqrt(40)
     assert abs(scaled.mean()) < 5 / np.sqrt(scaled.size)

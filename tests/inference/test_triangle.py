@@ -18,6 +18,8 @@ import bayeskernel as bk
 from bayeskernel.gauge import sign_symmetry
 from bayeskernel.inference import record
 
+from . import test_conditional
+
 FALSE_ALARM = 1e-4
 SHARINGS = {
     "tied": "tied",
@@ -127,8 +129,8 @@ def test_standard_scaling_agrees():
 
 @pytest.mark.long
 def test_spaces_agree_quickly():
-    """The part of the triangle that every test run checks, on the shapes of test_conditional."""
-    network, task = bk.Network(12, "erf", noise=0.5), bk.tasks.sine(2, 3, supervised=[1, 3])
+    """The part of the triangle that every test run checks."""
+    network, task = bk.Network(12, "erf", noise=0.5), test_conditional.SINE
     one, two = (
         moments(space, network, task, seed, 500, num_warmup=300, keep=(space,))
         for seed, space in enumerate(("weights", "preactivations"), 1)

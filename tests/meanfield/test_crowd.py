@@ -19,6 +19,15 @@ def relative(one, two):
     return np.linalg.norm(one - two) / np.linalg.norm(two)
 
 
+def assert_agree(one, two, accuracy):
+    """Both converged, and their kernels are one within errors that are a small share of them."""
+    assert one.converged
+    assert two.converged
+    error = np.linalg.norm(np.hypot(one.monte_carlo_error, two.monte_carlo_error))
+    assert error < accuracy * np.linalg.norm(two.kernel)
+    assert np.linalg.norm(one.kernel - two.kernel) < 5 * error
+
+
 @pytest.fixture(autouse=True)
 def every_group_is_a_crowd(monkeypatch):
     monkeypatch.setattr(crowd, "_MOST_STATISTICS", 5)
@@ -69,11 +78,7 @@ def test_trials_with_sites_that_nearly_coincide(monkeypatch):
     moving = bk.solve(network, task)
     monkeypatch.setattr(crowd, "_MOST_STATISTICS", 300)
     weighted = bk.solve(network, task)
-    assert moving.converged
-    assert weighted.converged
-    error = np.hypot(moving.monte_carlo_error, weighted.monte_carlo_error)
-    assert np.linalg.norm(error) < 0.01 * np.linalg.norm(weighted.kernel)
-    assert np.linalg.norm(moving.kernel - weighted.kernel) < 5 * np.linalg.norm(error)
+    assert_agree(moving, weighted, 0.01)
 
 
 def test_moving_particles_take_over_where_weighted_ones_fail(monkeypatch):
@@ -82,12 +87,8 @@ def test_moving_particles_take_over_where_weighted_ones_fail(monkeypatch):
     weighted = bk.solve(network, task)
     monkeypatch.setattr(branches, "_STRAYED", -1.0)
     moving = bk.solve(network, task)
-    assert weighted.converged
-    assert moving.converged
     assert np.isnan(moving.free_energy)
-    error = np.hypot(moving.monte_carlo_error, weighted.monte_carlo_error)
-    assert np.linalg.norm(error) < 0.01 * np.linalg.norm(weighted.kernel)
-    assert np.linalg.norm(moving.kernel - weighted.kernel) < 5 * np.linalg.norm(error)
+    assert_agree(moving, weighted, 0.01)
 
 
 @pytest.mark.slow
@@ -98,11 +99,7 @@ def test_units_that_saturate_answer_less_than_wicks_law_says(monkeypatch):
     moving = bk.solve(network, task)
     monkeypatch.setattr(crowd, "_MOST_STATISTICS", 300)
     weighted = bk.solve(network, task)
-    assert moving.converged
-    assert weighted.converged
-    error = np.hypot(moving.monte_carlo_error, weighted.monte_carlo_error)
-    assert np.linalg.norm(error) < 0.015 * np.linalg.norm(weighted.kernel)
-    assert np.linalg.norm(moving.kernel - weighted.kernel) < 5 * np.linalg.norm(error)
+    assert_agree(moving, weighted, 0.015)
 
 
 @pytest.mark.slow
@@ -113,10 +110,7 @@ def test_evidence_that_a_kernel_learns_to_tell_apart_is_followed():
         bk.solve(network, bk.tasks.decision((0.256, 0.512), steps=6), jax.random.key(k))
         for k in range(2)
     )
-    assert one.converged
-    assert two.converged
-    error = np.hypot(one.monte_carlo_error, two.monte_carlo_error)
-    assert np.linalg.norm(one.kernel - two.kernel) < 5 * np.linalg.norm(error)
+    assert_agree(one, two, 0.015)
 
 
 def test_a_step_makes_all_curvatures_positive_where_it_finds_no_end():
