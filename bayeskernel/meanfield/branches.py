@@ -31,8 +31,10 @@ _STRONG_SIGNAL, _STRONGLY = 2.0, 1e-3
 _SEARCHED = 128
 # How far a saddle is left along its unstable direction, in standard deviations of one unit.
 PUSH = 0.4
-# Curvature above -this is stable within the solver's accuracy, and on few random nodes.
-FLAT, NOISY = 1e-6, 0.05
+# Curvature above -this is stable within the solver's accuracy, and on random nodes.
+_FLAT, NOISY = 2e-6, 0.05
+# Times as many nodes as else where it is below that noise.
+_MORE = 4
 # Residual at which nodes are replaced by those of full accuracy, and steps after which their noise is enough.
 _ROUGHLY, _ROUGH_STEPS = 0.03, 50
 # A residual below this share of its Monte-Carlo error is as good as none.
@@ -81,8 +83,8 @@ class Solution(NamedTuple):
 
     @property
     def stable(self) -> bool:
-        """Whether it is a minimum."""
-        return self.curvature >= -FLAT
+        """Whether it is a minimum, as far as random nodes tell."""
+        return not _bends(2 * self.curvature, self.saddle.point)
 
     @property
     def kernel(self) -> Floats:
@@ -300,9 +302,12 @@ def _rank(solution: Solution) -> tuple[bool, bool, float]:
 
 
 def _refined(saddle: Saddle, rng: np.random.Generator) -> Point:
+    """The point on nodes of full accuracy, more of them where their noise could hide a minimum."""
     point = saddle.point
+    soft = point.random and lowest_curvature(saddle)[0] < NOISY
+    times = _MORE if soft else 1
     nodes = tuple(
-        own.refined(law, saddle.K[own.sites.block], point.Ct[own.sites.block], rng)
+        own.refined(law, saddle.K[own.sites.block], point.Ct[own.sites.block], rng, times)
         for own, law in zip(point.nodes, saddle.laws, strict=True)
     )
     return point._replace(nodes=nodes)
@@ -311,7 +316,12 @@ def _refined(saddle: Saddle, rng: np.random.Generator) -> Point:
 def _beside(saddle: Saddle) -> list[Point]:
     """Points beside a saddle along its unstable direction; none where it is stable."""
     curvature, points = _leant(saddle)
-    return points if curvature < -(NOISY if saddle.point.random else 2 * FLAT) else []
+    return points if _bends(curvature, saddle.point) else []
+
+
+def _bends(curvature: float, point: Point) -> bool:
+    """Whether a lowest curvature of 2 F is that of a saddle; NaN is."""
+    return not curvature >= -(NOISY if point.random else _FLAT)
 
 
 def _leant(saddle: Saddle) -> tuple[float, list[Point]]:

@@ -128,7 +128,10 @@ def critical_signal(
     if (gap := _gap(below, _BELOW * spinodal, rng_key)) is not None:
         coexistence, error = _coexistence(network, task, spinodal, rng_key, gap)
         return CriticalSignal(spinodal, coexistence, "discontinuous", nan, direction, error)
-    if any(_largest_coherence(branch.kernel) >= _INCOHERENT for branch in stable):
+    # So close to the spinodal noise can take the coherent branch away.
+    if np.any(below.monte_carlo_error) or any(
+        _largest_coherence(branch.kernel) >= _INCOHERENT for branch in stable
+    ):
         return CriticalSignal(spinodal, nan, "unresolved", nan, direction)
     return CriticalSignal(spinodal, spinodal, "continuous", nan, direction)
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from bayeskernel.activations import KINK, Activation
 from bayeskernel.gauge import canonical_signs
-from bayeskernel.meanfield.branches import NOISY, PUSH, Solution, same
+from bayeskernel.meanfield.branches import NOISY, PUSH, Solution
 from bayeskernel.meanfield.laws import Averages, Law
 from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
 from bayeskernel.meanfield.particles import transitions
@@ -54,8 +54,8 @@ _SHARE = 0.003
 _SOFT, _STIFFENED, _CURVED = 0.1, 0.02, 0.2
 # Negative eigenvalues of K that rounding errors make, relative to the largest.
 _ROUNDING = 1e-6
-# Averages off saddles, or until one is accurate.
-_DESCENTS = 4
+# Averages off saddles, or until one is accurate; and directions along which particles tell the curvature at each.
+_DESCENTS, _MEASURED = 6, 6
 
 
 class Crowd:
@@ -147,29 +147,52 @@ class CrowdSearch(NamedTuple):
 
     def solution(self, start: Point) -> Solution:
         """The solution that a point leads to, off saddles."""
-        before: _Average | None = None
         for _ in range(_DESCENTS):
+            curvature = float("nan")
             try:
                 average = self._averaged(self._approached(start))
+                start = average.last
+                if not average.accurate:
+                    continue
+                curvature, x = self._lowest(average.saddle)
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
-            curvature, x = lowest_curvature(average.saddle)
-            if not average.accurate:
-                start = average.last
-                continue
-            # Within its noise a curvature is that of a minimum, and so is any that a descent from beside comes back to.
-            returned = before is not None and same(
-                self.problem,
-                before.saddle.point.C,
-                average.saddle.point.C,
-                before.error,
-                average.error,
-            )
-            if curvature > -NOISY or returned:
-                curvature = max(curvature, 0.0)
+            if curvature > -NOISY:
                 break
-            before, start = average, _beside(average.saddle, x)
+            start = _beside(average.saddle, PUSH * x)
         return self._finished(average, curvature / 2)
+
+    def _lowest(self, saddle: Saddle) -> tuple[float, Floats]:
+        """The lowest curvature of 2 F and its direction, by Wick's law; by particles where that is negative."""
+        corrections = list[tuple[float, Floats]]()
+        for _ in range(_MEASURED):
+            curvature, x = lowest_curvature(saddle, corrections)
+            if curvature > -NOISY:
+                break
+            curvature = self._curvature(saddle, x)
+            if curvature < -NOISY:
+                break
+            corrections.append((curvature - float(x @ saddle.product(x)), x))
+        return curvature, x
+
+    def _curvature(self, saddle: Saddle, x: Floats) -> float:
+        """Of 2 F along x, of unit length, from slopes on both sides, where C stays and particles find the Ct that is its."""
+        length = min(PUSH, _STRONGEST / saddle.strength(x))
+        slopes = [self._slope(_beside(saddle, y), saddle) @ y for y in (length * x, -length * x)]
+        return float(np.mean(slopes)) / length**2
+
+    def _slope(self, point: Point, saddle: Saddle) -> Floats:
+        """Gradient of 2 F in C at a point, in the coordinates of a saddle close by."""
+        smooth, mean = tuple[Averages, ...](), np.zeros(saddle.size)
+        for sweep in range(_SETTLING + _AVERAGED[0]):
+            point, averages = self._swept(point)
+            pairs = zip(smooth or averages, averages, strict=True)
+            smooth = tuple(own.blended(new, _GAIN) for own, new in pairs)
+            here = Saddle(self.problem, point, tuple(own.law for own in smooth), averages)
+            if sweep >= _SETTLING:
+                mean += saddle.gathered(point.Ct - here.conjugate) / _AVERAGED[0]
+            point = point._replace(Ct=point.Ct + _GAIN * here.tilt(here.mismatch))
+        return mean
 
     def _failed(self, start: Point) -> Solution:
         """The iteration left the domain: the start, without a number."""
@@ -381,9 +404,9 @@ def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, f
 
 
 def _beside(saddle: Saddle, x: Floats) -> Point:
-    """A point beside a saddle along its unstable direction."""
+    """A point off a saddle by x."""
     point, problem = saddle.point, saddle.problem
-    dC, dCt = PUSH * saddle.spread(x), PUSH * saddle.tilt(saddle.followed(x))
+    dC, dCt = saddle.spread(x), saddle.tilt(saddle.followed(x))
     odd = np.where(np.asarray(problem.over_sites(problem.even)), 0.0, dC)
     kept = point.symmetric and bool(np.linalg.norm(odd) < np.linalg.norm(dC) / 2)
     return point._replace(C=point.C + dC, Ct=point.Ct + dCt, symmetric=kept)

@@ -82,7 +82,11 @@ class Grid(Drawn):
         pivots = np.ix_(self.sites.pivots, self.sites.pivots)
         return matched(self.sites, (K + K @ law.B @ K)[pivots])
 
-    refined = renewed
+    def refined(
+        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int
+    ) -> Nodes:
+        """As `renewed`."""
+        return self.renewed(law, K, Ct, rng)
 
     def log_normaliser(
         self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator

@@ -136,8 +136,10 @@ class Nodes(Protocol):
     def renewed(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
         """Nodes for a law that these still cover."""
 
-    def refined(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
-        """Nodes of full accuracy for a law close to the solution."""
+    def refined(
+        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int
+    ) -> Nodes:
+        """Nodes of full accuracy for a law close to the solution; so many times as many where they are random."""
 
     def log_normaliser(
         self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator
@@ -266,7 +268,11 @@ class Gaussian:
         """The same."""
         return self
 
-    refined = renewed
+    def refined(
+        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int
+    ) -> Nodes:
+        """As `renewed`."""
+        return self.renewed(law, K, Ct, rng)
 
     def log_normaliser(
         self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator

@@ -6,7 +6,7 @@ first order and is corrected until it belongs to the new C. Descent leaves saddl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
@@ -215,19 +215,23 @@ def _to_boundary(p: Floats, d: Floats, radius: float) -> float:
     return float((-pd + np.sqrt(max(pd**2 + dd * gap, 0.0))) / dd)
 
 
-def lowest_curvature(saddle: Saddle) -> tuple[float, Floats]:
+def lowest_curvature(
+    saddle: Saddle, corrections: Sequence[tuple[float, Floats]] = ()
+) -> tuple[float, Floats]:
     """Lowest eigenvalue of the reduced Hessian of 2 F, and its eigenvector in whitened coordinates.
 
-    Beyond `DENSE` coordinates the lowest Ritz pair: to a few percent, and never below the eigenvalue.
+    To the Hessian c x x^T is added for every correction (c, x) of unit x. Beyond `DENSE` coordinates the lowest Ritz
+    pair: to a few percent, and never below the eigenvalue.
     """
     if saddle.size <= DENSE:
-        values, vectors = np.linalg.eigh(saddle.dense()[1])
+        hessian = sum((c * np.outer(x, x) for c, x in corrections), saddle.dense()[1])
+        values, vectors = np.linalg.eigh(hessian)
         return (float(values[0]), vectors[:, 0]) if len(values) else (np.inf, np.zeros(0))
     basis, diagonal, beside = list[Floats](), list[float](), list[float]()
     v = np.random.default_rng(0).standard_normal(saddle.size)
     for _ in range(_KRYLOV):
         basis.append(v / np.linalg.norm(v))
-        v = saddle.product(basis[-1])
+        v = sum((c * (x @ basis[-1]) * x for c, x in corrections), saddle.product(basis[-1]))
         diagonal.append(float(v @ basis[-1]))
         for b in basis:
             v = v - (v @ b) * b

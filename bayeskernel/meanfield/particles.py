@@ -37,7 +37,7 @@ _KICKS = 12
 _LONGEST = 0.75 * np.pi
 # Transitions between two clouds; before the last one, and between its snapshots.
 _TRANSITIONS, _EQUILIBRATION, _SPACING = 3, 10, 5
-# Least and most snapshots of the last cloud, and how many numbers its statistics may hold.
+# Least snapshots of the last cloud and those of full size, and how many numbers its statistics may hold.
 _SNAPSHOTS = (4, 44)
 _STATISTICS = 49_000_000
 # Quasi-random points of one estimate of ln Z, and independent scramblings that tell its error.
@@ -112,13 +112,16 @@ class Particles(Drawn):
         """A new cloud for the law, which is one of statistics of these particles."""
         return self._moved(law, K, Ct, rng, _TRANSITIONS, 1)
 
-    def refined(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
-        """A cloud of full size, well equilibrated."""
+    def refined(
+        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int
+    ) -> Nodes:
+        """A cloud of full size, or of so many times that where memory allows, well equilibrated."""
         mixed = self._moved(law, K, Ct, rng, _EQUILIBRATION, 1)
         most = len(self.sites.completed().entries.first) + len(
             every_entry(len(self._factor(K))).first
         )
-        snapshots = int(np.clip(_STATISTICS // (most * len(self.z)), *_SNAPSHOTS))
+        least, enough = _SNAPSHOTS
+        snapshots = int(np.clip(_STATISTICS // (most * len(self.z)), least, times * enough))
         now = mixed.law(K, Ct, symmetric=False)
         return mixed._moved(now, K, Ct, rng, _SPACING, snapshots)
 

@@ -9,7 +9,8 @@ import pytest
 import bayeskernel as bk
 from bayeskernel.meanfield import branches, crowd
 from bayeskernel.meanfield.fluctuations import FluctuationError
-from bayeskernel.meanfield.newton import Status
+from bayeskernel.meanfield.newton import Status, lowest_curvature
+from bayeskernel.meanfield.solve import posed
 
 # Two digits of each class, read in four steps.
 TASK = bk.tasks.digits(patterns_per_class=2, steps=4).scaled(2.0)
@@ -49,6 +50,34 @@ def test_linear_units_against_their_closed_form(sharing):
     assert np.isnan(theory.free_energy)
     with pytest.raises(FluctuationError):
         theory.kernel_shift()
+
+
+def test_particles_tell_the_curvature():
+    """As Wick's law does of linear units, for which it is exact, in the softest and in a stiffer direction."""
+    network = bk.Network(512, lambda h: 1.0 * h, noise=0.3)
+    search = posed(network, TASK, None, 1e-7, 200, None)
+    saddle = search.solutions(every_branch=True)[0].saddle
+    softest = lowest_curvature(saddle)[1]
+    other = np.random.default_rng(0).standard_normal(saddle.size)
+    other -= (other @ softest) * softest
+    for x in (softest, other / np.linalg.norm(other)):
+        exact = x @ saddle.product(x)
+        assert search._curvature(saddle, x) == pytest.approx(exact, rel=0.05, abs=0.03)
+
+
+def test_a_saddle_that_only_wicks_law_sees_is_none(monkeypatch):
+    """Particles are asked along its direction; what they say of others is Wick's law's again."""
+    saddle, curvatures = SimpleNamespace(size=3), np.array([-0.3, -0.2, 0.4])
+    saddle.product = lambda x: curvatures * x
+    saddle.dense = lambda: (np.eye(3), np.diag(curvatures))
+    told = iter([1.0, 0.7])
+    monkeypatch.setattr(crowd.CrowdSearch, "_curvature", lambda *_: next(told))
+    search = posed(bk.Network(512, "erf"), TASK, None, 1e-7, 200, None)
+    assert search._lowest(saddle)[0] == pytest.approx(0.4)
+    told = iter([1.0, -0.25])
+    curvature, x = search._lowest(saddle)
+    assert curvature == -0.25
+    assert abs(x[1]) == pytest.approx(1)
 
 
 @pytest.mark.slow
