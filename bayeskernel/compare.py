@@ -26,7 +26,8 @@ from scipy.stats import norm as normal
 from scipy.stats import t as student
 
 from bayeskernel.errors import InputError
-from bayeskernel.gauge import aligned, sign_symmetry
+from bayeskernel.exchange import matched, pattern_symmetry
+from bayeskernel.gauge import sign_symmetry
 from bayeskernel.inference.convergence import kernel_moments, mean_and_error
 from bayeskernel.inference.diagnose import Diagnosis, diagnose
 from bayeskernel.inference.record import check_same_run, kernel_and_output, trained_networks
@@ -64,7 +65,7 @@ class Comparison:
         What was compared. If other draws take the place of theory, ``theory`` is a `Drawn` with their mean kernel
         and its error.
     kernel
-        Sampled mean kernel after sign alignment, shape (T, P, T, P).
+        Sampled mean kernel, signs and patterns as in theory, shape (T, P, T, P).
     mcse
         Its Monte-Carlo standard error, same shape.
     ess
@@ -77,13 +78,15 @@ class Comparison:
     z
         z scores, same shape.
     output, output_mcse
-        Sampled mean outputs (T, P, O) and their errors, with the same sign alignment.
+        Sampled mean outputs (T, P, O) and their errors, likewise.
     frobenius_error
         ‖sampled - theory‖ / ‖theory‖ in Frobenius norm.
     cosine_alignment
         <sampled, theory> / (‖sampled‖ ‖theory‖).
     flipped
         Share of draws whose signs were changed to match theory's.
+    exchanged
+        Chains whose patterns were exchanged to match theory's; see `bayeskernel.exchange`.
     """
 
     draws: xr.DataTree
@@ -99,6 +102,7 @@ class Comparison:
     frobenius_error: float
     cosine_alignment: float
     flipped: float
+    exchanged: tuple[int, ...]
 
     def __repr__(self) -> str:
         return f"Comparison({self.theory.network}, {self.theory.task})\n{self.verdict}"
@@ -220,7 +224,7 @@ class Comparison:
         return (
             f"{said[0].upper()}{said[1:]}: largest |z| = {self.largest_z:.1f} over {self.entries} kernel "
             f"entries (limit {self.threshold:.1f}), Frobenius error "
-            f"{100 * self.frobenius_error:.1f} %{self._caveat()}{rest}."
+            f"{100 * self.frobenius_error:.1f} %{self._caveat()}{self._exchanges()}{rest}."
         )
 
     def _differing(self) -> str:
@@ -246,6 +250,8 @@ class Comparison:
             return next(filter(None, found), "")
         if not self.theory.converged:
             return f"the theory did not converge ({self.theory.result})"
+        if not self.theory.branches[0].stable:
+            return "the theory's solution is a saddle, which no network stays at"
         return unfit(self.draws, self.smallest_ess)
 
     @property
@@ -260,6 +266,13 @@ class Comparison:
     def plot(self) -> np.ndarray:
         """Draw `bayeskernel.plots.plot_comparison`; returns its axes."""
         return plot_comparison(self)
+
+    def _exchanges(self) -> str:
+        """That chains are in other images of the same minimum."""
+        if not self.exchanged:
+            return ""
+        chains = ", ".join(map(str, self.exchanged))
+        return f"; patterns exchanged, as the task allows, in chain{'s' * (len(self.exchanged) > 1)} {chains}"
 
     def _caveat(self) -> str:
         if isinstance(self.theory, Drawn):
@@ -299,9 +312,11 @@ def compare(draws: xr.DataTree, theory: MeanField | xr.DataTree) -> Comparison:
     if isinstance(reference, Drawn):
         check_networks("theory", reference.draws)
     symmetry = sign_symmetry(network, task)
-    kernels, outputs, flipped = aligned(*kernel_and_output(draws), reference.kernel, symmetry)
-    mean, spread, mcse, ess = kernel_moments(kernels)
-    output, output_mcse, _ = mean_and_error(outputs)
+    own = matched(
+        *kernel_and_output(draws), reference.kernel, symmetry, pattern_symmetry(network, task)
+    )
+    mean, spread, mcse, ess = kernel_moments(own.kernel)
+    output, output_mcse, _ = mean_and_error(own.output)
     std, shift = finite_width(reference, spread)
     error = np.sqrt(mcse**2 + shift**2 + reference.monte_carlo_error**2)
     difference = mean - reference.kernel
@@ -321,5 +336,6 @@ def compare(draws: xr.DataTree, theory: MeanField | xr.DataTree) -> Comparison:
         output_mcse=output_mcse,
         frobenius_error=float(np.linalg.norm(difference) / size),
         cosine_alignment=float(np.sum(mean * reference.kernel) / np.linalg.norm(mean) / size),
-        flipped=flipped,
+        flipped=own.flipped,
+        exchanged=own.exchanged,
     )

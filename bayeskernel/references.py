@@ -62,7 +62,7 @@ class Drawn:
 def drawn(draws: xr.DataTree) -> Drawn:
     """Draws as a reference."""
     check_draws(draws)
-    kernels, outputs, _ = gauge_fixed(draws)
+    kernels, outputs, *_ = gauge_fixed(draws)
     mean, spread, error, ess = kernel_moments(kernels)
     output = mean_and_error(outputs)[0]
     return Drawn(draws, *problem(draws), mean, output, error, spread, float(ess.min()))

@@ -330,6 +330,7 @@ def _facts(cmp: Comparison) -> str:
         "divergences": sum(cmp.diagnosis.divergences),
         "smallest_ess": cmp.smallest_ess,
         "draws_with_flipped_signs": cmp.flipped,
+        "chains_with_exchanged_patterns": list(cmp.exchanged),
     }
     return json.dumps({**attrs, "sampling": sampling, "theory": theory}, indent=2)
 

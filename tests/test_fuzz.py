@@ -135,8 +135,8 @@ def try_constructor(name, count):
             assert made.supervised.any()
             assert made.targets.shape == made.supervised.shape
         if isinstance(made, bk.Network):
-            labels = survives(made.labels, 3)
-            assert labels is None or len(labels.recurrent) == 3
+            graph = survives(made.graph_of, 3)
+            assert graph is None or graph.size == 3
 
     run()
 

@@ -15,7 +15,7 @@ LAYERS = [
     {"network"},
     {"kernels", "gauge", "conditioning"},
     {"problem"},
-    {"likelihood"},
+    {"likelihood", "exchange"},
     {"inference", "meanfield"},
     {"plots"},
     {"references"},

@@ -1,7 +1,7 @@
 """Can these draws be trusted? Convergence judged on what the symmetries of the posterior leave alone.
 
 Raw weights tell nothing: units may be exchanged and signs flipped without changing the posterior, so chains
-that agree on everything observable disagree on every weight. Judged are the sign-aligned kernel entries, the
+that agree on everything observable disagree on every weight. Judged are kernel entries with signs and patterns matched, the
 outputs, the log density, and invariants of the whole orbit (norms of the blocks of C), by the numbers and
 thresholds of ArviZ.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +17,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bayeskernel.errors import InputError
-from bayeskernel.gauge import aligned
+from bayeskernel.exchange import Matched, matched, pattern_symmetry
 from bayeskernel.inference.convergence import by_pieces, distinct, moments, trust
 from bayeskernel.inference.record import (
     check_draws,
     kernel_and_output,
+    problem,
     settings,
     symmetry,
     trained_networks,
@@ -69,6 +69,8 @@ class Diagnosis:
         Chains grouped by the branch of the posterior they are in.
     flipped
         Share of draws whose signs were changed to match the others.
+    exchanged
+        Chains whose patterns were exchanged to match the others; see `bayeskernel.exchange`.
     broken
         Chains with numbers that are not finite.
     """
@@ -81,13 +83,15 @@ class Diagnosis:
     stuck: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
     flipped: float
+    exchanged: tuple[int, ...]
     broken: tuple[int, ...]
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """One row per quantity: mean, std, mcse, ess_bulk, ess_tail, r_hat.
 
-        Quantities are "lp", "norm[t,s]", the norm of a block of C, "kernel[t,a,s,b]" (sign-aligned) and "output[t,a,o]".
+        Quantities are "lp", "norm[t,s]", the norm of a block of C, "kernel[t,a,s,b]" and "output[t,a,o]", signs and
+        patterns matched.
         """
         columns = dict(zip(_COLUMNS, self.numbers, strict=True))
         names = ["lp", *self._quantities()]
@@ -217,7 +221,7 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
     posterior, stats = draws["posterior"].to_dataset(), draws["sample_stats"].to_dataset()
     if posterior.sizes["draw"] < 4:
         raise InputError("draws", "at least 4 draws a chain", posterior.sizes["draw"])
-    kernel, output, flipped = gauge_fixed(draws)
+    kernel, output, flipped, exchanged = gauge_fixed(draws)
     lp = stats["lp"].to_numpy().astype(np.float64)
     norms = np.sqrt(np.einsum("cdtasb,cdtasb->cdts", kernel, kernel, dtype=np.float64))
     nodes, patterns = kernel.shape[2:4]
@@ -242,12 +246,13 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
         stuck=stuck,
         branches=_branches(invariants),
         flipped=flipped,
+        exchanged=exchanged,
         broken=tuple(int(c) for c in np.flatnonzero(~finite)),
     )
 
 
 def _of_networks(draws: xr.DataTree) -> EnsembleDiagnosis:
-    kernel, output, flipped = gauge_fixed(draws)
+    kernel, output, flipped, exchanged = gauge_fixed(draws)
     norms = np.sqrt(np.einsum("cdtasb,cdtasb->cdts", kernel, kernel, dtype=np.float64))
     count, _, nodes, patterns = kernel.shape[:4]
     every = [distinct(nodes), distinct(nodes * patterns), np.arange(output[0, 0].size)]
@@ -261,23 +266,26 @@ def _of_networks(draws: xr.DataTree) -> EnsembleDiagnosis:
         stuck=(),
         branches=(tuple(range(count)),),
         flipped=flipped,
+        exchanged=exchanged,
         broken=tuple(settings(draws).get("left_out", ())),
         unsettled=unsettled(draws),
         judged="trace" in draws.children,
     )
 
 
-def gauge_fixed(draws: xr.DataTree) -> tuple[NDArray[Any], Floats, float]:
-    """Kernels and outputs with signs brought to those of the mean, and the share of draws flipped."""
+def gauge_fixed(draws: xr.DataTree) -> Matched:
+    """Kernels and outputs with signs and patterns brought to those of the mean."""
     kernel, output = kernel_and_output(draws)
     usable = np.isfinite(kernel).all(axis=(2, 3, 4, 5))
     if not usable.any():
-        return kernel, output, 0.0
+        return Matched(kernel, output, 0.0, ())
     held = usable[..., None, None, None, None]
-    free, reference = symmetry(draws), kernel[tuple(np.argwhere(usable)[-1])].astype(np.float64)
-    for _ in range(2):  # the mean of aligned draws is a better reference than one draw
-        reference = aligned(kernel, output, reference, free)[0].mean((0, 1), np.float64, where=held)
-    return aligned(kernel, output, reference, free)
+    free = symmetry(draws), pattern_symmetry(*problem(draws))
+    reference = kernel[tuple(np.argwhere(usable)[-1])].astype(np.float64)
+    for _ in range(2):  # the mean of matched draws is a better reference than one draw
+        now = matched(kernel, output, reference, *free)
+        reference = now.kernel.mean((0, 1), np.float64, where=held)
+    return matched(kernel, output, reference, *free)
 
 
 def _judged(x: Floats) -> Floats:

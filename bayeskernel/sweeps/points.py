@@ -17,7 +17,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from bayeskernel.errors import BayesKernelError
-from bayeskernel.gauge import aligned, canonical, sign_symmetry
+from bayeskernel.exchange import matched, pattern_symmetry
+from bayeskernel.gauge import canonical, sign_symmetry
 from bayeskernel.inference.convergence import kernel_moments, mean_and_error
 from bayeskernel.inference.diagnose import diagnose, gauge_fixed
 from bayeskernel.inference.record import kernel_and_output
@@ -119,15 +120,16 @@ class SampleJob(NamedTuple):
         )
 
     def _aligned(self, draws: xr.DataTree) -> tuple[Floats, Floats]:
-        """Kernels and outputs with theory's signs; without theory, steps as positively correlated as can be."""
+        """Kernels and outputs with theory's signs and patterns; without theory, steps as positively correlated as can be."""
         symmetry = sign_symmetry(self.network, self.task)
         kernel, output = kernel_and_output(draws)
         known = {} if self.theory is None else read_arrays(self.theory)
         reference = known.get("kernel")
         if reference is None:
-            kernel, output, _ = gauge_fixed(draws)
+            kernel, output, *_ = gauge_fixed(draws)
             reference = canonical(kernel.mean((0, 1), np.float64), symmetry)
-        return aligned(kernel, output, reference, symmetry)[:2]
+        exchanges = pattern_symmetry(self.network, self.task)
+        return matched(kernel, output, reference, symmetry, exchanges)[:2]
 
 
 Job = TheoryJob | SampleJob

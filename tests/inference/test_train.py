@@ -92,7 +92,7 @@ def test_langevin_s_bias_falls_with_the_step(exact):
     truth = np.mean((outputs - 1.5) ** 2)
     default = settings(langevin(steps=1, count=8))["learning_rate"]
     bias, error = np.empty(2), np.empty(2)
-    for k, (factor, steps) in enumerate(((3.0, 400), (1.0, 1200))):
+    for k, (factor, steps) in enumerate(((2.0, 600), (1.0, 1200))):
         at = range(steps // 2, steps, steps // 40)
         path = langevin(factor * default, steps, at=at)["training"]["squared_error"]
         each = path.to_numpy().mean(1) / truth
