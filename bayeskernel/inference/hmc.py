@@ -139,8 +139,10 @@ def _adapted(
     searched = jnp.where(searching & warming_up, state.step_size / 2, state.step_size)
     average = update(_TARGET_ACCEPTANCE - accept_prob, state.adaptation)
     log_step = jnp.where(state.iteration + 1 >= num_warmup, average[1], average[0])
-    # One rotation may not exceed the whole trajectory.
-    averaged = jnp.minimum(jnp.exp(log_step), _LENGTH).astype(state.step_size.dtype)
+    # One rotation may not exceed the whole trajectory. Where rounding errors of the energy alone have steps refused, as can
+    # happen far from the bulk, shorter ones would end the motion that leads there.
+    least = jnp.finfo(state.step_size.dtype).eps ** 0.5
+    averaged = jnp.clip(jnp.exp(log_step), least, _LENGTH).astype(state.step_size.dtype)
     averaging = warming_up & ~state.searching
     adaptation = _chosen(averaging, average, state.adaptation)
     adaptation = _chosen(state.searching, begin(jnp.log(searched)), adaptation)

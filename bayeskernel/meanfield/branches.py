@@ -327,14 +327,16 @@ def _bends(curvature: float, point: Point) -> bool:
 def _leant(saddle: Saddle) -> tuple[float, list[Point]]:
     """The lowest curvature, and points beside along its direction that lie in the domain of F."""
     curvature, x = lowest_curvature(saddle)
-    point, problem = saddle.point, saddle.problem
-    dC, dCt = PUSH * saddle.spread(x), PUSH * saddle.tilt(saddle.followed(x))
-    odd = np.where(np.asarray(problem.over_sites(problem.even)), 0.0, dC)
-    breaks = point.symmetric and bool(np.linalg.norm(odd) > np.linalg.norm(dC) / 2)
-    kept = point.symmetric and not breaks
+    one, two = (displaced(saddle, way * x) for way in (PUSH, -PUSH))
     # Where a symmetry breaks, both ways are mirror images.
-    signs = (1.0,) if breaks else (1.0, -1.0)
-    points = [
-        point._replace(C=point.C + s * dC, Ct=point.Ct + s * dCt, symmetric=kept) for s in signs
-    ]
-    return curvature, [point for point in points if inside(problem, point)]
+    points = [one, two] if one.symmetric == saddle.point.symmetric else [one]
+    return curvature, [point for point in points if inside(saddle.problem, point)]
+
+
+def displaced(saddle: Saddle, x: Floats) -> Point:
+    """The point moved by x, and symmetric as before unless x is mainly not."""
+    point, problem = saddle.point, saddle.problem
+    dC, dCt = saddle.spread(x), saddle.tilt(saddle.followed(x))
+    odd = np.where(np.asarray(problem.over_sites(problem.even)), 0.0, dC)
+    kept = point.symmetric and bool(np.linalg.norm(odd) <= np.linalg.norm(dC) / 2)
+    return point._replace(C=point.C + dC, Ct=point.Ct + dCt, symmetric=kept)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from bayeskernel.activations import KINK, Activation
 from bayeskernel.gauge import canonical_signs
-from bayeskernel.meanfield.branches import NOISY, PUSH, Solution
+from bayeskernel.meanfield.branches import NOISY, PUSH, Solution, displaced
 from bayeskernel.meanfield.laws import Averages, Law
 from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
 from bayeskernel.meanfield.particles import transitions
@@ -43,9 +43,11 @@ _TRANSITIONS, _KICKS = 2, 6
 _RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
 # The share by which a step may change any direction of C, and by which one of Newton's may, which is gone in several.
 _STRONGEST, _BOLD = 0.3, 1.0
-# Largest gain, sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch,
-# whose scatter tells the error, the relative error of the kernel aimed at and accepted, and the residual accepted.
-_GAIN, _SETTLING, _AVERAGED, _BATCH = 0.3, 24, (48, 192), 8
+# Largest gains on the way and of points that are averaged, whose scatter shifts their mean.
+_GAIN, _FINE = 0.3, 0.1
+# Sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch, whose scatter
+# tells the error, the relative error of the kernel aimed at and accepted, and the residual accepted.
+_SETTLING, _AVERAGED, _BATCH = 24, (72, 288), 8
 _ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.05
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
@@ -159,7 +161,7 @@ class CrowdSearch(NamedTuple):
                 return self._failed(start)
             if curvature > -NOISY:
                 break
-            start = _beside(average.saddle, PUSH * x)
+            start = displaced(average.saddle, PUSH * x)
         return self._finished(average, curvature / 2)
 
     def _lowest(self, saddle: Saddle) -> tuple[float, Floats]:
@@ -178,7 +180,7 @@ class CrowdSearch(NamedTuple):
     def _curvature(self, saddle: Saddle, x: Floats) -> float:
         """Of 2 F along x, of unit length, from slopes on both sides, where C stays and particles find the Ct that is its."""
         length = min(PUSH, _STRONGEST / saddle.strength(x))
-        slopes = [self._slope(_beside(saddle, y), saddle) @ y for y in (length * x, -length * x)]
+        slopes = [self._slope(displaced(saddle, y), saddle) @ y for y in (length * x, -length * x)]
         return float(np.mean(slopes)) / length**2
 
     def _slope(self, point: Point, saddle: Saddle) -> Floats:
@@ -222,11 +224,11 @@ class CrowdSearch(NamedTuple):
             averages.append(own)
         return point._replace(nodes=tuple(crowds)), tuple(averages)
 
-    def _stepped(self, state: _State) -> _State:
+    def _stepped(self, state: _State, largest: float) -> _State:
         """A sweep, and a share of the step of Newton's method that its averages ask for."""
         point, averages = self._swept(state.point)
         pairs = zip(state.smooth or averages, averages, strict=True)
-        smooth = tuple(own.blended(new, _GAIN) for own, new in pairs)
+        smooth = tuple(own.blended(new, largest) for own, new in pairs)
         laws = tuple(own.law for own in smooth)
         saddle = Saddle(self.problem, point, laws, averages)
         radius = np.sqrt(self.problem.size)
@@ -241,7 +243,7 @@ class CrowdSearch(NamedTuple):
         dCt = Ct - point.Ct
         # Where a tilt comes near K^-1, answers to it have a pole.
         gain = min(
-            _GAIN, _STRONGEST / max(min(strength, _BOLD), saddle.strength(saddle.gathered(dCt)))
+            largest, _STRONGEST / max(min(strength, _BOLD), saddle.strength(saddle.gathered(dCt)))
         )
         point = point._replace(C=point.C + gain * (C - point.C), Ct=point.Ct + gain * dCt)
         return _State(point, smooth, averages, strength, shift)
@@ -256,7 +258,7 @@ class CrowdSearch(NamedTuple):
                 # Directions that grow a thousandfold need to be followed.
                 signal = min(1.0, signal + max(0.0, 1 - state.strength / held) / _RAISED)
             calm = calm + 1 if signal == 1 else 0
-            state = self._scaled(signal)._stepped(state)
+            state = self._scaled(signal)._stepped(state, _GAIN)
             strengths.append(state.strength)
             self._report("approach", sweep, state.strength)
             before, last = strengths[-2 * _WINDOW : -_WINDOW], strengths[-_WINDOW:]
@@ -270,7 +272,7 @@ class CrowdSearch(NamedTuple):
         """The mean of so many points of the iteration that it is accurate enough."""
         average = _Average(self.problem.size)
         for sweep in range(-_SETTLING, _AVERAGED[1]):
-            state = self._stepped(state)
+            state = self._stepped(state, _FINE)
             if sweep < 0:
                 continue
             average.add(state.point.C, state.point.Ct, state.averages)
@@ -401,15 +403,6 @@ def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, f
         shift = max(shift, _CURVED - lowest_curvature(saddle)[0])
         x, _ = step()
     return x, shift
-
-
-def _beside(saddle: Saddle, x: Floats) -> Point:
-    """A point off a saddle by x."""
-    point, problem = saddle.point, saddle.problem
-    dC, dCt = saddle.spread(x), saddle.tilt(saddle.followed(x))
-    odd = np.where(np.asarray(problem.over_sites(problem.even)), 0.0, dC)
-    kept = point.symmetric and bool(np.linalg.norm(odd) < np.linalg.norm(dC) / 2)
-    return point._replace(C=point.C + dC, Ct=point.Ct + dCt, symmetric=kept)
 
 
 def _flipped(saddle: Saddle, signs: Floats) -> Saddle:

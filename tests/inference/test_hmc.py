@@ -60,3 +60,20 @@ def test_errors_in_a_transition_are_seen(name, monkeypatch):
     monkeypatch.setattr(hmc, name, lambda *given: jax.tree.map(lambda x: 1.01 * x, right(*given)))
     with pytest.raises(AssertionError):
         test_transition_is_that_written_out()
+
+
+def test_rounding_errors_far_out_do_not_end_the_motion():
+    """Energies that jump by whole numbers have steps of any length refused, until the bulk is reached."""
+
+    def coarse(z, data):
+        value, gradient = likelihood(z, data)
+        far = value < -200
+        return jnp.where(far, 6 * jnp.round(value / 6) + 3 * jnp.sin(1e9 * value), value), gradient
+
+    z = {"z": 30 * jnp.asarray(np.random.default_rng(0).normal(size=40), jnp.float32)}
+    data, state = jnp.asarray(STIFFNESS, jnp.float32), hmc.start(jax.random.key(1), z, 400)
+    step = jax.jit(lambda state: hmc.transition(state, data, coarse, 400))
+    for _ in range(401):
+        state = step(state)
+    assert float(state.log_likelihood) > -100
+    assert float(state.step_size) > 0.01
