@@ -1,20 +1,15 @@
-r"""How are hundreds of correlated sites solved for? With moments of moving particles, and Wick's law for their answers.
+r"""The law of one unit at hundreds of correlated sites, by particles that move with it.
 
-Reweighting M particles cannot answer to d (d + 1) / 2 > M unknowns. Here particles follow the law q by Hamiltonian
-transitions, and each sweep gives noisy but unbiased C, B and Y (docs/theory, section 4, second form of B: no inverse of K):
+Reweighting M particles cannot answer to d (d + 1) / 2 > M unknowns. These follow the law q by Hamiltonian transitions, and each
+sweep gives noisy but unbiased C, B and Y (docs/theory, section 4, second form of B: no inverse of K):
 
     B = <grad^2 g + grad g grad g^T>,   Y = <diag phi'> + <phi grad g^T>,   g = phi^T Ct phi / 2.
-
-With them the point makes a damped step of Newton's method on Wick's law, exact for linear phi and right up to fourth cumulants
-for others: stochastic approximation in which stiff directions are treated implicitly. Its mean over sweeps has no bias from the
-answers being approximate; the scatter of batches is its error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,42 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.activations import KINK, Activation
-from bayeskernel.gauge import canonical_signs
-from bayeskernel.meanfield.branches import NOISY, PUSH, Solution, displaced
 from bayeskernel.meanfield.laws import Averages, Law
-from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
 from bayeskernel.meanfield.particles import transitions
-from bayeskernel.meanfield.prior import prior_recursion
-from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
 from bayeskernel.meanfield.sites import Sites, groups
 from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
 
 # Entries of C of a group up to which weighted particles answer for themselves (see `particles`); particles beyond.
-_MOST_STATISTICS, _PARTICLES = 300, 8192
+_MOST_STATISTICS, PARTICLES = 300, 8192
 # Transitions of a sweep, and kicks of one.
 _TRANSITIONS, _KICKS = 2, 6
-# Fewest sweeps while the signal is raised, the strength of a step at which it waits, in units of its noise; most sweeps on the
-# way, those of a window: the way is over when steps of one are no shorter than this share of those of the one before.
-_RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
-# The share by which a step may change any direction of C, and by which one of Newton's may, which is gone in several.
-_STRONGEST, _BOLD = 0.3, 1.0
-# Largest gains on the way and of points that are averaged, whose scatter shifts their mean.
-_GAIN, _FINE = 0.3, 0.1
-# Sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch, whose scatter
-# tells the error, the relative error of the kernel aimed at and accepted, and the residual accepted.
-_SETTLING, _AVERAGED, _BATCH = 24, (72, 288), 8
-_ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.05
-# Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
-_SHARE = 0.003
-# Curvatures are raised by this, as Wick's law may see too little where units saturate, and by so much more with every bold
-# step; and least curvature that a step reckons with once it found none.
-_SOFT, _STIFFENED, _CURVED = 0.1, 0.02, 0.2
 # Negative eigenvalues of K that rounding errors make, relative to the largest.
 _ROUNDING = 1e-6
-# Averages off saddles, or until one is accurate; and directions along which particles tell the curvature at each.
-_DESCENTS, _MEASURED = 6, 6
 
 
 class Crowd:
@@ -115,202 +87,6 @@ class _Moments(NamedTuple):
     bend: jax.Array
 
 
-class _State(NamedTuple):
-    """Of the iteration: the point, running and last averages of its groups, strength of the last step, shift of curvatures."""
-
-    point: Point
-    smooth: tuple[Averages, ...] = ()
-    averages: tuple[Averages, ...] = ()
-    strength: float = 0.0
-    shift: float = _SOFT
-
-
-class CrowdSearch(NamedTuple):
-    """A problem of many correlated sites and how it is solved; as `branches.Search`.
-
-    The free energy, an integral over all sites, is not known here (NaN).
-    """
-
-    problem: Problem
-    rng: np.random.Generator
-    progress: Progress | None = None
-
-    def solutions(self, *, every_branch: bool) -> list[Solution]:
-        """The stable solution that the prior leads to."""
-        return [self.solution(self._prior())]
-
-    def along(self, signals: Sequence[float]) -> Iterator[list[Solution]]:
-        """Solutions at one signal after the other, each from the one before."""
-        point = self._prior()
-        for signal in signals:
-            solution = self._scaled(signal).solution(point)
-            point = solution.start
-            yield [solution]
-
-    def solution(self, start: Point) -> Solution:
-        """The solution that a point leads to, off saddles."""
-        for _ in range(_DESCENTS):
-            curvature = float("nan")
-            try:
-                average = self._averaged(self._approached(start))
-                start = average.last
-                if not average.accurate:
-                    continue
-                curvature, x = self._lowest(average.saddle)
-            except (np.linalg.LinAlgError, ValueError):
-                return self._failed(start)
-            if curvature > -NOISY:
-                break
-            start = displaced(average.saddle, PUSH * x)
-        return self._finished(average, curvature / 2)
-
-    def _lowest(self, saddle: Saddle) -> tuple[float, Floats]:
-        """The lowest curvature of 2 F and its direction, by Wick's law; by particles where that is negative."""
-        corrections = list[tuple[float, Floats]]()
-        for _ in range(_MEASURED):
-            curvature, x = lowest_curvature(saddle, corrections)
-            if curvature > -NOISY:
-                break
-            curvature = self._curvature(saddle, x)
-            if curvature < -NOISY:
-                break
-            corrections.append((curvature - float(x @ saddle.product(x)), x))
-        return curvature, x
-
-    def _curvature(self, saddle: Saddle, x: Floats) -> float:
-        """Of 2 F along x, of unit length, from slopes on both sides, where C stays and particles find the Ct that is its."""
-        length = min(PUSH, _STRONGEST / saddle.strength(x))
-        slopes = [self._slope(displaced(saddle, y), saddle) @ y for y in (length * x, -length * x)]
-        return float(np.mean(slopes)) / length**2
-
-    def _slope(self, point: Point, saddle: Saddle) -> Floats:
-        """Gradient of 2 F in C at a point, in the coordinates of a saddle close by."""
-        smooth, mean = tuple[Averages, ...](), np.zeros(saddle.size)
-        for sweep in range(_SETTLING + _AVERAGED[0]):
-            point, averages = self._swept(point)
-            pairs = zip(smooth or averages, averages, strict=True)
-            smooth = tuple(own.blended(new, _GAIN) for own, new in pairs)
-            here = Saddle(self.problem, point, tuple(own.law for own in smooth), averages)
-            if sweep >= _SETTLING:
-                mean += saddle.gathered(point.Ct - here.conjugate) / _AVERAGED[0]
-            point = point._replace(Ct=point.Ct + _GAIN * here.tilt(here.mismatch))
-        return mean
-
-    def _failed(self, start: Point) -> Solution:
-        """The iteration left the domain: the start, without a number."""
-        still, nan = self._scaled(0.0), float("nan")
-        point, averages = still._swept(self._prior())
-        saddle = Saddle(still.problem, point, tuple(own.law for own in averages))
-        error = np.full_like(start.C, nan)
-        return Solution(saddle, nan, nan, nan, error, nan, Status.BREAKDOWN, start)
-
-    def _scaled(self, signal: float) -> CrowdSearch:
-        return self._replace(problem=self.problem.scaled(signal))
-
-    def _prior(self) -> Point:
-        C = prior_recursion(self.problem)
-        crowds = tuple(_from_prior(sites, self.rng) for sites in groups(self.problem))
-        return Point(C, np.zeros_like(C), crowds, symmetric=True)  # type: ignore[arg-type]
-
-    def _swept(self, point: Point) -> tuple[Point, tuple[Averages, ...]]:
-        """The point after a sweep of its particles, and averages over them."""
-        K = self.problem.preactivation_kernel(point.C)
-        crowds, averages = list[Any](), list[Averages]()
-        for crowd in point.nodes:
-            assert isinstance(crowd, Crowd)
-            block, key = crowd.sites.block, jax.random.key(int(self.rng.integers(2**31)))
-            crowd, own = crowd.swept(K[block], point.Ct[block], key, symmetric=point.symmetric)
-            crowds.append(crowd)
-            averages.append(own)
-        return point._replace(nodes=tuple(crowds)), tuple(averages)
-
-    def _stepped(self, state: _State, largest: float) -> _State:
-        """A sweep, and a share of the step of Newton's method that its averages ask for."""
-        point, averages = self._swept(state.point)
-        pairs = zip(state.smooth or averages, averages, strict=True)
-        smooth = tuple(own.blended(new, largest) for own, new in pairs)
-        laws = tuple(own.law for own in smooth)
-        saddle = Saddle(self.problem, point, laws, averages)
-        radius = np.sqrt(self.problem.size)
-        x, shift = _newton_step(saddle, radius, state.shift)
-        strength = saddle.strength(x)
-        if strength > _BOLD:
-            x, shift = _BOLD / strength * x, shift + _STIFFENED
-        C, Ct = saddle.target(x, saddle.mismatch + saddle.followed(x))
-        if strength > _BOLD:
-            # A long way is gone in steps, on each of which Ct is to belong to C: slope is left.
-            Ct = Ct + saddle.tilt(saddle.reduced_slope + saddle.product(x))
-        dCt = Ct - point.Ct
-        # Where a tilt comes near K^-1, answers to it have a pole.
-        gain = min(
-            largest, _STRONGEST / max(min(strength, _BOLD), saddle.strength(saddle.gathered(dCt)))
-        )
-        point = point._replace(C=point.C + gain * (C - point.C), Ct=point.Ct + gain * dCt)
-        return _State(point, smooth, averages, strength, shift)
-
-    def _approached(self, start: Point) -> _State:
-        """Steps while the signal is raised, and on until they are as short as their noise."""
-        state, strengths, signal = _State(start), list[float](), float(np.any(start.Ct))
-        held = _HELD * np.sqrt(self.problem.size / _PARTICLES)
-        calm = 0  # sweeps since the signal was raised
-        for sweep in range(_APPROACH):
-            if signal < 1:
-                # Directions that grow a thousandfold need to be followed.
-                signal = min(1.0, signal + max(0.0, 1 - state.strength / held) / _RAISED)
-            calm = calm + 1 if signal == 1 else 0
-            state = self._scaled(signal)._stepped(state, _GAIN)
-            strengths.append(state.strength)
-            self._report("approach", sweep, state.strength)
-            before, last = strengths[-2 * _WINDOW : -_WINDOW], strengths[-_WINDOW:]
-            if calm < 2 * _WINDOW or max(last) > _BOLD:
-                continue
-            if np.mean(last) > _SHORTER * np.mean(before):
-                break
-        return state
-
-    def _averaged(self, state: _State) -> _Average:
-        """The mean of so many points of the iteration that it is accurate enough."""
-        average = _Average(self.problem.size)
-        for sweep in range(-_SETTLING, _AVERAGED[1]):
-            state = self._stepped(state, _FINE)
-            if sweep < 0:
-                continue
-            average.add(state.point.C, state.point.Ct, state.averages)
-            self._report("average", sweep, average.relative_error)
-            if sweep + 1 >= _AVERAGED[0] and average.relative_error < _ACCURACY:
-                break
-        point = state.point._replace(C=average.C, Ct=average.Ct)
-        mean = Saddle(self.problem, point, average.laws)
-        # Between independent groups C is the product of means.
-        C = np.where(within_groups(mean.point), mean.point.C, mean.average)
-        average.saddle = Saddle(self.problem, mean.point._replace(C=C), average.laws)
-        average.last = state.point
-        return average
-
-    def _finished(self, average: _Average, curvature: float) -> Solution:
-        saddle, nan = average.saddle, float("nan")
-        start, signs = (
-            saddle.point,
-            canonical_signs(self.problem.tensor(saddle.point.C), self.problem.symmetry),
-        )
-        if np.any(signs != 1):
-            saddle = _flipped(saddle, np.repeat(signs, self.problem.patterns).astype(np.float64))
-        return Solution(
-            saddle,
-            nan,
-            saddle.residual,
-            curvature,
-            average.error,
-            nan,
-            Status.CONVERGED if average.accurate else Status.MAX_STEPS,
-            start,
-        )
-
-    def _report(self, stage: str, step: int, residual: float) -> None:
-        if self.progress is not None:
-            self.progress(stage, step, residual)
-
-
 def many_correlated_sites(problem: Problem) -> bool:
     """Whether a group has more entries of C than statistics of particles can tell apart."""
     return not problem.phi.linear and any(
@@ -318,104 +94,9 @@ def many_correlated_sites(problem: Problem) -> bool:
     )
 
 
-class _Average:
-    """Mean of the points (C, Ct) of many sweeps and of their laws, and the standard error of the mean C, from batches.
-
-    Batches are merged two by two, and the length that gives the largest error counts: slow modes hide in short ones.
-    """
-
-    saddle: Saddle
-    last: Point
-
-    def __init__(self, size: int) -> None:
-        self._count = 0
-        self._C, self._Ct, self._batch = np.zeros((3, size, size))
-        self._batches = list[NDArray[np.float32]]()
-        self.error = np.full((size, size), np.inf)
-        self._averages: tuple[Averages, ...] = ()
-
-    def add(self, C: Floats, Ct: Floats, averages: tuple[Averages, ...]) -> None:
-        """One more sweep."""
-        self._count += 1
-        self._C += C
-        self._Ct += Ct
-        self._batch += C / _BATCH
-        if self._count % _BATCH == 0:
-            self._batches.append(self._batch.astype(np.float32))
-            self._batch[:] = 0.0
-            self.error = _error_of_mean(self._batches)
-        share = 1 / self._count
-        pairs = zip(self._averages or averages, averages, strict=True)
-        self._averages = tuple(own.blended(new, share) for own, new in pairs)
-
-    @property
-    def C(self) -> Floats:
-        """Mean C."""
-        return np.asarray(self._C / self._count)
-
-    @property
-    def Ct(self) -> Floats:
-        """Mean Ct."""
-        return np.asarray(self._Ct / self._count)
-
-    @property
-    def laws(self) -> tuple[Law, ...]:
-        """Wick's laws of the mean moments."""
-        return tuple(own.law for own in self._averages)
-
-    @property
-    def relative_error(self) -> float:
-        """Of the kernel as a whole, in Frobenius norm."""
-        return float(np.linalg.norm(self.error) / np.linalg.norm(self.C))
-
-    @property
-    def accurate(self) -> bool:
-        """Whether it is a solution."""
-        return self.relative_error < _ACCEPTED and self.saddle.residual < _BALANCED
-
-
-def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:
-    """Largest standard error of the mean that batches of some length give, (d, d)."""
-    values: NDArray[np.floating] = np.array(batches)
-    errors = list[Floats]()
-    while len(values) >= 3:
-        errors.append(values.std(0, ddof=1, dtype=np.float64) / np.sqrt(len(values)))
-        odd = len(values) % 2
-        values = (values[odd::2] + values[odd + 1 :: 2]) / 2
-    return max(errors, key=np.linalg.norm, default=np.full(values.shape[1:], np.inf))
-
-
-def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, float]:
-    """A step of Newton's method where curvatures are raised by a shift, and the shift.
-
-    Units that saturate answer less than Wick's law says, which may see a saddle at a minimum: where a step finds no end, the
-    shift makes all curvatures positive.
-    """
-
-    def step() -> tuple[Floats, bool]:
-        x, _, length = steihaug(
-            lambda y: saddle.product(y) + shift * y, saddle.reduced_slope, radius, share=_SHARE
-        )
-        return x, length > (1 - 1e-6) * radius
-
-    x, endless = step()
-    if endless:
-        shift = max(shift, _CURVED - lowest_curvature(saddle)[0])
-        x, _ = step()
-    return x, shift
-
-
-def _flipped(saddle: Saddle, signs: Floats) -> Saddle:
-    laws = list[Law]()
-    for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
-        own = signs[nodes.sites.members]
-        both = np.outer(own, own)
-        laws.append(Averages(both * law.C, both * law.Y, both * law.B, own * law.mean).law)
-    return Saddle(saddle.problem, saddle.point.flipped(signs), tuple(laws))
-
-
-def _from_prior(sites: Sites, rng: np.random.Generator) -> Crowd:
-    half = rng.standard_normal((_PARTICLES // 2, len(sites.members)), np.float32)
+def from_prior(sites: Sites, rng: np.random.Generator) -> Crowd:
+    """Particles of the law without a tilt."""
+    half = rng.standard_normal((PARTICLES // 2, len(sites.members)), np.float32)
     return Crowd(sites, jnp.asarray(np.concatenate([half, -half])), jnp.float32(0.1))
 
 

@@ -16,12 +16,13 @@ from bayeskernel.keys import check_key
 from bayeskernel.likelihood import dual_targets, mean_output
 from bayeskernel.meanfield import predict, spectrum
 from bayeskernel.meanfield.branches import Search, Solution
-from bayeskernel.meanfield.crowd import CrowdSearch, many_correlated_sites
+from bayeskernel.meanfield.crowd import many_correlated_sites
 from bayeskernel.meanfield.fluctuations import FluctuationError, Fluctuations, Shift, Spread
 from bayeskernel.meanfield.newton import Newton, Progress, Status
 from bayeskernel.meanfield.predict import Prediction
 from bayeskernel.meanfield.spectrum import Outliers
 from bayeskernel.meanfield.starts import extended_point
+from bayeskernel.meanfield.stochastic import CrowdSearch
 from bayeskernel.memory import check_memory
 from bayeskernel.network import Network, check_problem
 from bayeskernel.problem import Problem, problem

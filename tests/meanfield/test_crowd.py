@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
-from bayeskernel.meanfield import branches, crowd
+from bayeskernel.meanfield import branches, crowd, stochastic
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.newton import Status, lowest_curvature
 from bayeskernel.meanfield.solve import posed
@@ -71,7 +71,7 @@ def test_a_saddle_that_only_wicks_law_sees_is_none(monkeypatch):
     saddle.product = lambda x: curvatures * x
     saddle.dense = lambda: (np.eye(3), np.diag(curvatures))
     told = iter([1.0, 0.7])
-    monkeypatch.setattr(crowd.CrowdSearch, "_curvature", lambda *_: next(told))
+    monkeypatch.setattr(stochastic.CrowdSearch, "_curvature", lambda *_: next(told))
     search = posed(bk.Network(512, "erf"), TASK, None, 1e-7, 200, None)
     assert search._lowest(saddle)[0] == pytest.approx(0.4)
     told = iter([1.0, -0.25])
@@ -150,17 +150,17 @@ def test_a_step_makes_all_curvatures_positive_where_it_finds_no_end():
         size=3,
         dense=lambda: (np.eye(3), np.diag(curvatures)),
     )
-    x, shift = crowd._newton_step(saddle, 3.0, 0.1)
-    assert shift == pytest.approx(crowd._CURVED + 0.3)
+    x, shift = stochastic._newton_step(saddle, 3.0, 0.1)
+    assert shift == pytest.approx(stochastic._CURVED + 0.3)
     np.testing.assert_allclose(x, -slope / (curvatures + shift), atol=0.01)
     saddle.product, curvatures = (lambda x: np.array([0.3, 0.5, 2.0]) * x), np.array([0.3, 0.5, 2])
-    x, shift = crowd._newton_step(saddle, 3.0, 0.1)
+    x, shift = stochastic._newton_step(saddle, 3.0, 0.1)
     assert shift == 0.1
     np.testing.assert_allclose(x, -slope / (curvatures + shift), atol=0.01)
 
 
 def test_kernels_out_of_balance_are_not_converged(monkeypatch):
-    monkeypatch.setattr(crowd, "_BALANCED", 1e-9)
+    monkeypatch.setattr(stochastic, "_BALANCED", 1e-9)
     theory = bk.solve(bk.Network(64, "erf", noise=1.0), TASK)
     assert theory.result is Status.MAX_STEPS
     assert np.isfinite(theory.kernel).all()

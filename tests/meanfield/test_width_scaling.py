@@ -159,15 +159,22 @@ def test_many_sites(patterns, width, draws):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "task", [bk.tasks.decision(), bk.tasks.flip_flop()], ids=lambda task: task.name
+    ("task", "draws"),
+    [
+        (bk.tasks.decision(), 1500),
+        (bk.tasks.flip_flop(), 1500),
+        (bk.tasks.context_decision((0.25, 0.5)), 250),
+        (bk.tasks.integration(5), 250),
+    ],
+    ids=lambda given: getattr(given, "name", ""),
 )
-def test_trials(task):
-    """Sites that nearly coincide under the prior and part as kernels are learned; to 1 %, as docs/calibration says."""
+def test_trials(task, draws):
+    """Sites that nearly coincide under the prior and part as kernels are learned, 64 and 256; to 1 %, as docs/calibration says."""
     network = bk.Network(1024, "erf", noise=1.0)
     theory = bk.solve(network, task)
     assert theory.converged
     posterior = bk.sample(
-        jax.random.key(1), network, task, num_warmup=500, num_samples=1500, num_chains=2, progress=False
+        jax.random.key(3), network, task, num_warmup=400, num_samples=draws, num_chains=2, progress=False
     )  # fmt: skip
     cmp = bk.compare(posterior, theory)
     z = cmp.table["z"].abs().max()
