@@ -4,6 +4,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import jax
@@ -168,6 +169,12 @@ def test_unconverged_theory_gives_no_verdict(theory):
     assert (
         "Inconclusive: the theory did not converge" in bk.compare(fake_draws(theory), loose).verdict
     )
+
+
+def test_a_saddle_gives_no_verdict(theory):
+    saddle = replace(theory, branches=(theory.branches[0]._replace(stable=False),))
+    verdict = bk.compare(fake_draws(theory), saddle).verdict
+    assert verdict.startswith("Inconclusive: the theory's solution is a saddle")
 
 
 def test_other_networks_and_tasks_are_refused(theory):

@@ -32,10 +32,10 @@ _RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
 # The share by which a step may change any direction of C, and by which one of Newton's may, which is gone in several.
 _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gains on the way and of points that are averaged, whose scatter shifts their mean.
-_GAIN, _FINE = 0.3, 0.1
+_GAIN, _FINE = 0.3, 0.15
 # Sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch, whose scatter
 # tells the error, the relative error of the kernel aimed at and accepted, and the residual accepted.
-_SETTLING, _AVERAGED, _BATCH = 24, (72, 288), 8
+_SETTLING, _AVERAGED, _BATCH = 24, (64, 288), 8
 _ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.05
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
