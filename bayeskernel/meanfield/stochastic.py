@@ -196,8 +196,18 @@ class CrowdSearch(NamedTuple):
             if calm < 2 * _WINDOW or max(last) > _BOLD:
                 continue
             if np.mean(last) > _SHORTER * np.mean(before):
-                break
+                # What bold steps added holds soft directions back.
+                state, added = self._softened(state)
+                if not added:
+                    break
+                calm = 0
         return state
+
+    def _softened(self, state: _State) -> tuple[_State, bool]:
+        """The state with no more shift than makes its softest direction as stiff as `_SOFT`, and whether there was more."""
+        saddle = Saddle(self.problem, state.point, tuple(own.law for own in state.smooth))
+        shift = max(0.0, _SOFT - lowest_curvature(saddle)[0])
+        return state._replace(shift=shift), state.shift > shift + _STIFFENED
 
     def _averaged(self, state: _State) -> _Average:
         """The mean of so many points of the iteration that it is accurate enough."""
