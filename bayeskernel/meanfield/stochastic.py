@@ -34,9 +34,9 @@ _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gains on the way and of points that are averaged, whose scatter shifts their mean.
 _GAIN, _FINE = 0.3, 0.15
 # Sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch, whose scatter
-# tells the error, the relative error of the kernel aimed at and accepted, and the residual accepted.
+# tells the error, the relative error of the kernel aimed at and accepted, and the residuals likewise.
 _SETTLING, _AVERAGED, _BATCH = 24, (64, 288), 8
-_ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.05
+_ACCURACY, _ACCEPTED, _SETTLED, _BALANCED = 0.008, 0.015, 0.02, 0.05
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
 # Curvatures are raised by this, as Wick's law may see too little where units saturate, and by so much more with every bold
@@ -80,12 +80,13 @@ class CrowdSearch(NamedTuple):
 
     def solution(self, start: Point) -> Solution:
         """The solution that a point leads to, off saddles."""
-        for _ in range(_DESCENTS):
+        for left in reversed(range(_DESCENTS)):
             curvature = float("nan")
             try:
                 average = self._averaged(self._approached(start))
                 start = average.last
-                if not average.accurate:
+                # A slope in a soft direction is a long way.
+                if not average.accurate or (left and average.saddle.residual > _SETTLED):
                     continue
                 curvature, x = self._lowest(average.saddle)
             except (np.linalg.LinAlgError, ValueError):
