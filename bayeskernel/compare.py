@@ -29,7 +29,7 @@ from bayeskernel.errors import InputError
 from bayeskernel.exchange import matched, pattern_symmetry
 from bayeskernel.gauge import sign_symmetry
 from bayeskernel.inference.convergence import kernel_moments, mean_and_error
-from bayeskernel.inference.diagnose import Diagnosis, diagnose
+from bayeskernel.inference.diagnose import Diagnosis, diagnose, named_chains
 from bayeskernel.inference.record import check_same_run, kernel_and_output, trained_networks
 from bayeskernel.inference.settled import unsettled
 from bayeskernel.kernels import coherence
@@ -271,8 +271,7 @@ class Comparison:
         """That chains are in other images of the same minimum."""
         if not self.exchanged:
             return ""
-        chains = ", ".join(map(str, self.exchanged))
-        return f"; patterns exchanged, as the task allows, in chain{'s' * (len(self.exchanged) > 1)} {chains}"
+        return f"; patterns exchanged, as the task allows, in {named_chains(self.exchanged)}"
 
     def _caveat(self) -> str:
         if isinstance(self.theory, Drawn):

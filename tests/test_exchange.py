@@ -53,7 +53,7 @@ COUNTS = {
 def permuted(matrix, p, blocks):
     P = len(p)
     sites = (np.arange(blocks)[:, None] * P + p).ravel()
-    return matrix[np.ix_(sites, sites)] if matrix.ndim == 2 else matrix
+    return matrix[np.ix_(sites, sites)]
 
 
 def unnoticed(posed, p, C):

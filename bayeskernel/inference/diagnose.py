@@ -8,6 +8,7 @@ thresholds of ArviZ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -108,14 +109,10 @@ class Diagnosis:
     def reasons(self) -> tuple[str, ...]:
         """What is wrong, one sentence each; empty where nothing is."""
         count, reasons = len(self.divergences), list[str]()
-
-        def named(chains: tuple[int, ...] | list[int]) -> str:
-            return f"chain{'s' if len(chains) > 1 else ''} {', '.join(str(c) for c in chains)}"
-
         if self.broken:
-            reasons.append(f"numbers that are not finite in {named(self.broken)}")
+            reasons.append(f"numbers that are not finite in {named_chains(self.broken)}")
         if self.stuck:
-            reasons.append(f"{named(self.stuck)} of {count} hardly moved")
+            reasons.append(f"{named_chains(self.stuck)} of {count} hardly moved")
         if len(self.branches) > 1:
             groups = " | ".join(", ".join(str(c) for c in g) for g in self.branches)
             reasons.append(f"chains are in {len(self.branches)} different branches: {groups}")
@@ -125,7 +122,7 @@ class Diagnosis:
             reasons.append(f"{sum(self.tree_depth_hits)} transitions reached the largest tree")
         low = [c for c, value in enumerate(self.e_bfmi) if not value >= E_BFMI]
         if low:
-            reasons.append(f"E-BFMI below {E_BFMI} in {named(low)}")
+            reasons.append(f"E-BFMI below {E_BFMI} in {named_chains(low)}")
         needed = ESS_PER_CHAIN * count
         for column, name in (("ess_bulk", "in bulk"), ("ess_tail", "in the tails")):
             least = np.nan_to_num(self._column(column), posinf=np.inf)
@@ -200,6 +197,11 @@ class EnsembleDiagnosis(Diagnosis):
             f"{self.networks} networks trained one by one, all finite; errors are from their spread, "
             f"and {'' if self.judged else 'whether '}training {end}."
         )
+
+
+def named_chains(chains: Sequence[int]) -> str:
+    """Some chains, for a sentence."""
+    return f"chain{'s' if len(chains) > 1 else ''} {', '.join(str(c) for c in chains)}"
 
 
 def diagnose(draws: xr.DataTree) -> Diagnosis:

@@ -182,10 +182,7 @@ class Search(NamedTuple):
                 queue += beside  # a saddle is not worth its particles
                 continue
             solution = self._converged(rough)
-            if any(
-                same(self.problem, solution.kernel, other.kernel, solution.error, other.error)
-                for other in reached
-            ):
+            if any(_same(solution, other) for other in reached):
                 continue
             reached.append(solution)
             # Where a descent got stuck its curvature leads nowhere, and would without end.
@@ -258,11 +255,12 @@ class Search(NamedTuple):
         return self._replace(problem=self.problem.scaled(signal))
 
 
-def same(problem: Problem, one: Floats, two: Floats, *errors: Floats) -> bool:
-    """Whether two kernels (d, d) are one, within their standard errors and up to signs that are free."""
-    error = np.linalg.norm(np.stack(errors))
-    apart = distance(problem.tensor(one), problem.tensor(two), problem.symmetry)
-    return bool(apart < _SAME * np.linalg.norm(two) + _SIGMAS * error)
+def _same(one: Solution, two: Solution) -> bool:
+    """Whether their kernels are one, within their standard errors and up to signs that are free."""
+    problem = one.saddle.problem
+    error = np.linalg.norm(np.stack([one.error, two.error]))
+    apart = distance(problem.tensor(one.kernel), problem.tensor(two.kernel), problem.symmetry)
+    return bool(apart < _SAME * np.linalg.norm(two.kernel) + _SIGMAS * error)
 
 
 def strayed(saddle: Saddle) -> float:

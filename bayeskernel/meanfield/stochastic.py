@@ -42,7 +42,7 @@ _SHARE = 0.003
 # Curvatures are raised by this, as Wick's law may see too little where units saturate, and by so much more with every bold
 # step; and least curvature that a step reckons with once it found none.
 _SOFT, _STIFFENED, _CURVED = 0.1, 0.02, 0.2
-# Averages off saddles, or until one is accurate; and directions along which particles tell the curvature at each.
+# Averages off saddles, or until one is accurate and settled; and directions along which particles tell the curvature at each.
 _DESCENTS, _MEASURED = 6, 6
 
 
@@ -120,8 +120,7 @@ class CrowdSearch(NamedTuple):
         smooth, mean = tuple[Averages, ...](), np.zeros(saddle.size)
         for sweep in range(_SETTLING + _AVERAGED[0]):
             point, averages = self._swept(point)
-            pairs = zip(smooth or averages, averages, strict=True)
-            smooth = tuple(own.blended(new, _GAIN) for own, new in pairs)
+            smooth = _blended(smooth, averages, _GAIN)
             here = Saddle(self.problem, point, tuple(own.law for own in smooth), averages)
             if sweep >= _SETTLING:
                 mean += saddle.gathered(point.Ct - here.conjugate) / _AVERAGED[0]
@@ -159,8 +158,7 @@ class CrowdSearch(NamedTuple):
     def _stepped(self, state: _State, largest: float) -> _State:
         """A sweep, and a share of the step of Newton's method that its averages ask for."""
         point, averages = self._swept(state.point)
-        pairs = zip(state.smooth or averages, averages, strict=True)
-        smooth = tuple(own.blended(new, largest) for own, new in pairs)
+        smooth = _blended(state.smooth, averages, largest)
         laws = tuple(own.law for own in smooth)
         saddle = Saddle(self.problem, point, laws, averages)
         radius = np.sqrt(self.problem.size)
@@ -279,9 +277,7 @@ class _Average:
             self._batches.append(self._batch.astype(np.float32))
             self._batch[:] = 0.0
             self.error = _error_of_mean(self._batches)
-        share = 1 / self._count
-        pairs = zip(self._averages or averages, averages, strict=True)
-        self._averages = tuple(own.blended(new, share) for own, new in pairs)
+        self._averages = _blended(self._averages, averages, 1 / self._count)
 
     @property
     def C(self) -> Floats:
@@ -307,6 +303,13 @@ class _Average:
     def accurate(self) -> bool:
         """Whether it is a solution."""
         return self.relative_error < _ACCEPTED and self.saddle.residual < _BALANCED
+
+
+def _blended(
+    old: tuple[Averages, ...], new: tuple[Averages, ...], share: float
+) -> tuple[Averages, ...]:
+    """Averages of all groups with a share of new ones taken in; the new ones where there are no old."""
+    return tuple(own.blended(other, share) for own, other in zip(old or new, new, strict=True))
 
 
 def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:
