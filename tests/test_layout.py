@@ -9,7 +9,7 @@ import bayeskernel
 
 ROOT = Path(bayeskernel.__file__).parent
 LAYERS = [
-    {"errors", "_arviz"},
+    {"errors", "_arviz", "_precision"},
     {"activations", "tasks", "sharing", "graph", "keys", "memory"},
     {"architectures"},
     {"network"},

@@ -21,6 +21,7 @@ import numpy as np
 from numpyro.infer import NUTS
 from threadpoolctl import threadpool_limits
 
+from bayeskernel._precision import jit
 from bayeskernel.errors import InputError
 from bayeskernel.inference import hmc
 from bayeskernel.inference.checkpoint import Checkpoint, Draws, joined, restored
@@ -82,7 +83,7 @@ def build(space: Space, algorithm: str, num_warmup: int, keep: tuple[str, ...]) 
     def observe(state: Any, data: Any) -> dict[str, jax.Array]:
         return space.observe(_key(state), state.z, data, keep) | _statistics(state)
 
-    @jax.jit
+    @jit
     def advance(state: Any, data: Any, n: int) -> tuple[Any, dict[str, jax.Array]]:
         shapes = jax.eval_shape(observe, state, data)
         buffer = jax.tree.map(lambda s: jnp.zeros((CHUNK, *s.shape), s.dtype), shapes)
@@ -134,7 +135,7 @@ def nuts(space: Space, num_warmup: int) -> Parts:
         position = space.draw_prior(key_position, data)
         return kernel.init(key_chain, num_warmup, position, (data,), {})
 
-    return jax.jit(first), lambda state, data: kernel.sample(state, (data,), {}), 0
+    return jit(first), lambda state, data: kernel.sample(state, (data,), {}), 0
 
 
 def exact_hmc(space: Space, num_warmup: int) -> Parts:
@@ -150,7 +151,7 @@ def exact_hmc(space: Space, num_warmup: int) -> Parts:
     def transition(state: hmc.State, data: Any) -> hmc.State:
         return hmc.transition(state, data, likelihood, num_warmup)
 
-    return jax.jit(first), transition, 1
+    return jit(first), transition, 1
 
 
 class Interrupted(KeyboardInterrupt):

@@ -21,6 +21,7 @@ import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import cho_solve
 
+from bayeskernel._precision import jit
 from bayeskernel.conditioning import NULL_SHARE, whitened
 from bayeskernel.errors import InputError, real_array
 from bayeskernel.inference import coordinates, readout, record
@@ -263,7 +264,7 @@ def _readout(v: Floats, activities: Floats, network: Network, steps: int) -> Flo
     return output
 
 
-_draw_readout = jax.jit(readout.draw, static_argnums=2)
+_draw_readout = jit(readout.draw, static_argnums=2)
 
 
 def _outputs_of_weights(

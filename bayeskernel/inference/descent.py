@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bayeskernel._precision import jit
 from bayeskernel.inference import weights
 from bayeskernel.inference.curvature import steepest
 from bayeskernel.kernels import representational_kernel
@@ -46,14 +47,14 @@ class State(NamedTuple):
     memory: Any
 
 
-@partial(jax.jit, static_argnames="run")
+@partial(jit, static_argnames="run")
 def begin(z: Position, keys: jax.Array, data: weights.Data, rate: float, run: Run) -> State:
     """Networks at z before their first step."""
     x = jax.vmap(lambda z, key: _kicked(z, key, 0, data, -rate, run))(z, keys)
     return State(x, jax.vmap(run.rule.init)(z))
 
 
-@partial(jax.jit, static_argnames="run")
+@partial(jit, static_argnames="run")
 def position(
     state: State, keys: jax.Array, step: int, data: weights.Data, rate: float, run: Run
 ) -> Position:
@@ -71,7 +72,7 @@ def _kicked(
     return _moved(x, jnp.sign(rate) * jnp.sqrt(jnp.abs(rate) / 2), noise)
 
 
-@partial(jax.jit, static_argnames="run")
+@partial(jit, static_argnames="run")
 def advance(
     state: State,
     keys: jax.Array,
@@ -146,13 +147,13 @@ def patterns_of(data: weights.Data, which: jax.Array) -> weights.Data:
     return data._replace(**parts)
 
 
-@partial(jax.jit, static_argnames="net")
+@partial(jit, static_argnames="net")
 def starts(keys: jax.Array, data: weights.Data, net: weights.Structure) -> Position:
     """Prior draws, one for every key."""
     return jax.vmap(lambda key: weights.draw_prior(key, net, data))(keys)
 
 
-@partial(jax.jit, static_argnames="net")
+@partial(jit, static_argnames="net")
 def steepest_curvature(
     keys: jax.Array, z: Position, data: weights.Data, decay: float, net: weights.Structure
 ) -> jax.Array:
@@ -167,7 +168,7 @@ def steepest_curvature(
     return jax.lax.map(one, (keys, z))
 
 
-@partial(jax.jit, static_argnames="net")
+@partial(jit, static_argnames="net")
 def observed(
     z: Position, data: weights.Data, decay: float, net: weights.Structure
 ) -> dict[str, jax.Array]:
@@ -188,7 +189,7 @@ def observed(
     return jax.vmap(one)(z)
 
 
-@partial(jax.jit, static_argnames="net")
+@partial(jit, static_argnames="net")
 def scaled(z: Position, data: weights.Data, net: weights.Structure) -> dict[str, jax.Array]:
     """Weights as they act in the network, by the names they are stored under."""
     own = jax.vmap(lambda z: weights.scale_sites(z, net, data))(z)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from bayeskernel._precision import jit
 from bayeskernel.errors import InputError, positive_integer
 from bayeskernel.inference import chains, coordinates, kernel_space, record, weights
 from bayeskernel.inference.checkpoint import Checkpoint, Draws, identity
@@ -301,7 +302,7 @@ def _sampler(
     return chains.build(space, algorithm, num_warmup, keep)
 
 
-@jax.jit(static_argnums=2)
+@partial(jit, static_argnums=2)
 def _prior_batch(
     keys: jax.Array, data: weights.Data, net: weights.Structure
 ) -> dict[str, jax.Array]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bayeskernel._precision import jit
 from bayeskernel.inference import kernel_space, preactivations, readout, weights
 from bayeskernel.inference.coordinates import Coordinates, Data
 from bayeskernel.inference.hmc import Likelihood, Position
@@ -72,7 +73,7 @@ def weight_space(net: weights.Structure) -> Space:
         lambda key, data: weights.draw_prior(key, net, data),
         observe,
         ("preactivations", "weights"),
-        jax.jit(lambda key, z, data: observe(key, z, data, _UNITS)),
+        jit(lambda key, z, data: observe(key, z, data, _UNITS)),
     )
 
 
@@ -96,7 +97,7 @@ def preactivation_space(coordinates: Coordinates) -> Space:
         draw_prior,
         lambda key, z, data, keep: _observed(key, z["z"], coordinates, data, keep),
         ("preactivations",),
-        jax.jit(lambda key, z, data: _observed(key, z["z"], coordinates, data, _UNITS)),
+        jit(lambda key, z, data: _observed(key, z["z"], coordinates, data, _UNITS)),
     )
 
 
@@ -106,7 +107,7 @@ def kernels_of_linear_networks(coordinates: Coordinates) -> Space:
     def observe(key: jax.Array, z: Position, data: Data, keep: tuple[str, ...]) -> Values:
         return _observed(key, kernel_space.factor(z, coordinates, data), coordinates, data, keep)
 
-    @jax.jit
+    @jit
     def framed(key: jax.Array, z: Position, frame: jax.Array, data: Data) -> Values:
         B = kernel_space.factor(z, coordinates, data)
         return _observed(key, B @ frame, coordinates, data, _UNITS)

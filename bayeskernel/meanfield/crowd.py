@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
+from bayeskernel._precision import jit
 from bayeskernel.activations import KINK, Activation
 from bayeskernel.meanfield.laws import Averages, Law
 from bayeskernel.meanfield.particles import transitions
@@ -108,7 +109,7 @@ def _symmetric_root(K: Floats) -> Floats:
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)) @ vectors.T)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jit, static_argnums=0)
 def _sweep(
     phi: Activation, z: jax.Array, root: jax.Array, Ct: jax.Array, key: jax.Array, step: jax.Array
 ) -> tuple[jax.Array, jax.Array, _Moments]:

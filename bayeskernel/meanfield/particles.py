@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp, ndtri
 
+from bayeskernel._precision import jit
 from bayeskernel.activations import Activation
 from bayeskernel.meanfield.grid import tilt
 from bayeskernel.meanfield.laws import Law, Nodes
@@ -252,7 +253,7 @@ def _bucket(size: int) -> int:
     return next((b for b in _BUCKETS if b >= size), size)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jit, static_argnums=0)
 def _transitions(
     phi: Activation, z: jax.Array, root: jax.Array, Ct: jax.Array, key: jax.Array, count: int
 ) -> jax.Array:
