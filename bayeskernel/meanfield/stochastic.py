@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.gauge import canonical_signs
+from bayeskernel.meanfield.averaging import MeanPoint, blended
 from bayeskernel.meanfield.branches import NOISY, PUSH, Solution, displaced
 from bayeskernel.meanfield.crowd import PARTICLES, Crowd, from_prior
 from bayeskernel.meanfield.laws import Averages, Law
@@ -33,15 +34,15 @@ _RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
 _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gains on the way and of points that are averaged, whose scatter shifts their mean.
 _GAIN, _FINE = 0.3, 0.15
-# Sweeps until the iteration has forgotten where it began, least and most that are averaged, those of a batch, whose scatter
-# tells the error, the relative error of the kernel aimed at and accepted, and the residuals likewise.
-_SETTLING, _AVERAGED, _BATCH = 24, (64, 288), 8
-_ACCURACY, _ACCEPTED, _SETTLED, _BALANCED = 0.008, 0.015, 0.02, 0.05
+# Sweeps until the iteration has forgotten where it began, least and most that are averaged, and the relative error of the
+# kernel aimed at and accepted.
+_SETTLING, _AVERAGED = 24, (64, 288)
+_ACCURACY, _ACCEPTED = 0.008, 0.015
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
 # Curvatures are raised by this, as Wick's law may see too little where units saturate, and by so much more with every bold
-# step; and least curvature that a step reckons with once it found none.
-_SOFT, _STIFFENED, _CURVED = 0.1, 0.02, 0.2
+# step; least curvature that a step reckons with once it found none, and that of what a residual leaves.
+_SOFT, _STIFFENED, _CURVED, _SOFTEST = 0.1, 0.02, 0.2, 0.02
 # Averages off saddles, or until one is accurate and settled; and directions along which particles tell the curvature at each.
 _DESCENTS, _MEASURED = 6, 6
 
@@ -85,8 +86,7 @@ class CrowdSearch(NamedTuple):
             try:
                 average = self._averaged(self._approached(start))
                 start = average.last
-                # A slope in a soft direction is a long way.
-                if not average.accurate or (left and average.saddle.residual > _SETTLED):
+                if not average.converged(_ACCURACY if left else _ACCEPTED):
                     continue
                 curvature, x = self._lowest(average.saddle)
             except (np.linalg.LinAlgError, ValueError):
@@ -120,7 +120,7 @@ class CrowdSearch(NamedTuple):
         smooth, mean = tuple[Averages, ...](), np.zeros(saddle.size)
         for sweep in range(_SETTLING + _AVERAGED[0]):
             point, averages = self._swept(point)
-            smooth = _blended(smooth, averages, _GAIN)
+            smooth = blended(smooth, averages, _GAIN)
             here = Saddle(self.problem, point, tuple(own.law for own in smooth), averages)
             if sweep >= _SETTLING:
                 mean += saddle.gathered(point.Ct - here.conjugate) / _AVERAGED[0]
@@ -158,7 +158,7 @@ class CrowdSearch(NamedTuple):
     def _stepped(self, state: _State, largest: float) -> _State:
         """A sweep, and a share of the step of Newton's method that its averages ask for."""
         point, averages = self._swept(state.point)
-        smooth = _blended(state.smooth, averages, largest)
+        smooth = blended(state.smooth, averages, largest)
         laws = tuple(own.law for own in smooth)
         saddle = Saddle(self.problem, point, laws, averages)
         radius = np.sqrt(self.problem.size)
@@ -208,9 +208,9 @@ class CrowdSearch(NamedTuple):
         shift = max(0.0, _SOFT - lowest_curvature(saddle)[0])
         return state._replace(shift=shift), state.shift > shift + _STIFFENED
 
-    def _averaged(self, state: _State) -> _Average:
+    def _averaged(self, state: _State) -> MeanPoint:
         """The mean of so many points of the iteration that it is accurate enough."""
-        average = _Average(self.problem.size)
+        average = MeanPoint(self.problem.size)
         for sweep in range(-_SETTLING, _AVERAGED[1]):
             state = self._stepped(state, _FINE)
             if sweep < 0:
@@ -223,11 +223,12 @@ class CrowdSearch(NamedTuple):
         mean = Saddle(self.problem, point, average.laws)
         # Between independent groups C is the product of means.
         C = np.where(within_groups(mean.point), mean.point.C, mean.average)
-        average.saddle = Saddle(self.problem, mean.point._replace(C=C), average.laws)
-        average.last = state.point
+        saddle = Saddle(self.problem, mean.point._replace(C=C), average.laws)
+        average.error = np.hypot(average.error, _way_left(saddle, np.sqrt(self.problem.size)))
+        average.saddle, average.last = saddle, state.point
         return average
 
-    def _finished(self, average: _Average, curvature: float) -> Solution:
+    def _finished(self, average: MeanPoint, curvature: float) -> Solution:
         saddle, nan = average.saddle, float("nan")
         start, signs = (
             saddle.point,
@@ -242,85 +243,13 @@ class CrowdSearch(NamedTuple):
             curvature,
             average.error,
             nan,
-            Status.CONVERGED if average.accurate else Status.MAX_STEPS,
+            Status.CONVERGED if average.converged(_ACCEPTED) else Status.MAX_STEPS,
             start,
         )
 
     def _report(self, stage: str, step: int, residual: float) -> None:
         if self.progress is not None:
             self.progress(stage, step, residual)
-
-
-class _Average:
-    """Mean of the points (C, Ct) of many sweeps and of their laws, and the standard error of the mean C, from batches.
-
-    Batches are merged two by two, and the length that gives the largest error counts: slow modes hide in short ones.
-    """
-
-    saddle: Saddle
-    last: Point
-
-    def __init__(self, size: int) -> None:
-        self._count = 0
-        self._C, self._Ct, self._batch = np.zeros((3, size, size))
-        self._batches = list[NDArray[np.float32]]()
-        self.error = np.full((size, size), np.inf)
-        self._averages: tuple[Averages, ...] = ()
-
-    def add(self, C: Floats, Ct: Floats, averages: tuple[Averages, ...]) -> None:
-        """One more sweep."""
-        self._count += 1
-        self._C += C
-        self._Ct += Ct
-        self._batch += C / _BATCH
-        if self._count % _BATCH == 0:
-            self._batches.append(self._batch.astype(np.float32))
-            self._batch[:] = 0.0
-            self.error = _error_of_mean(self._batches)
-        self._averages = _blended(self._averages, averages, 1 / self._count)
-
-    @property
-    def C(self) -> Floats:
-        """Mean C."""
-        return np.asarray(self._C / self._count)
-
-    @property
-    def Ct(self) -> Floats:
-        """Mean Ct."""
-        return np.asarray(self._Ct / self._count)
-
-    @property
-    def laws(self) -> tuple[Law, ...]:
-        """Wick's laws of the mean moments."""
-        return tuple(own.law for own in self._averages)
-
-    @property
-    def relative_error(self) -> float:
-        """Of the kernel as a whole, in Frobenius norm."""
-        return float(np.linalg.norm(self.error) / np.linalg.norm(self.C))
-
-    @property
-    def accurate(self) -> bool:
-        """Whether it is a solution."""
-        return self.relative_error < _ACCEPTED and self.saddle.residual < _BALANCED
-
-
-def _blended(
-    old: tuple[Averages, ...], new: tuple[Averages, ...], share: float
-) -> tuple[Averages, ...]:
-    """Averages of all groups with a share of new ones taken in; the new ones where there are no old."""
-    return tuple(own.blended(other, share) for own, other in zip(old or new, new, strict=True))
-
-
-def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:
-    """Largest standard error of the mean that batches of some length give, (d, d)."""
-    values: NDArray[np.floating] = np.array(batches)
-    errors = list[Floats]()
-    while len(values) >= 3:
-        errors.append(values.std(0, ddof=1, dtype=np.float64) / np.sqrt(len(values)))
-        odd = len(values) % 2
-        values = (values[odd::2] + values[odd + 1 :: 2]) / 2
-    return max(errors, key=np.linalg.norm, default=np.full(values.shape[1:], np.inf))
 
 
 def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, float]:
@@ -341,6 +270,12 @@ def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, f
         shift = max(shift, _CURVED - lowest_curvature(saddle)[0])
         x, _ = step()
     return x, shift
+
+
+def _way_left(saddle: Saddle, radius: float) -> Floats:
+    """By how much C might still move, (d, d): a small slope in a soft direction is a long way."""
+    shift = max(0.0, _SOFTEST - lowest_curvature(saddle)[0])
+    return saddle.spread(_newton_step(saddle, radius, shift)[0])
 
 
 def _flipped(saddle: Saddle, signs: Floats) -> Saddle:

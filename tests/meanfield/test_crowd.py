@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
-from bayeskernel.meanfield import branches, crowd, stochastic
+from bayeskernel.meanfield import averaging, branches, crowd, stochastic
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.newton import Status, lowest_curvature
 from bayeskernel.meanfield.solve import posed
@@ -92,7 +92,8 @@ def test_erf_units_against_weighted_particles(monkeypatch):
         assert np.linalg.norm(moving.kernel - theory.kernel) < 5 * np.linalg.norm(error)
 
 
-def test_an_iteration_that_leaves_the_domain_says_so():
+def test_an_iteration_that_leaves_the_domain_says_so(monkeypatch):
+    monkeypatch.setattr(stochastic, "_DESCENTS", 1)
     task = bk.tasks.endpoint(2 * np.eye(4), [400.0, 400.0, -400.0, -400.0], 4)
     theory = bk.solve(bk.Network(64, "relu", noise=0.01), task)
     assert not theory.converged
@@ -159,8 +160,23 @@ def test_a_step_makes_all_curvatures_positive_where_it_finds_no_end():
     np.testing.assert_allclose(x, -slope / (curvatures + shift), atol=0.01)
 
 
+def test_a_slope_in_a_soft_direction_is_part_of_the_error():
+    """As far as the direction is followed by Newton's method, were it no softer than a stated curvature."""
+    curvatures, slope = np.array([-0.05, 0.004, 0.5]), np.array([0.002, 0.001, 0.1])
+    saddle = SimpleNamespace(
+        product=lambda x: curvatures * x,
+        reduced_slope=slope,
+        size=3,
+        dense=lambda: (np.eye(3), np.diag(curvatures)),
+        spread=lambda x: x,
+    )
+    left = stochastic._way_left(saddle, 3.0)
+    np.testing.assert_allclose(left, -slope / (curvatures + 0.05 + stochastic._SOFTEST), atol=1e-3)
+
+
 def test_kernels_out_of_balance_are_not_converged(monkeypatch):
-    monkeypatch.setattr(stochastic, "_BALANCED", 1e-9)
+    monkeypatch.setattr(averaging, "_BALANCED", 1e-9)
+    monkeypatch.setattr(stochastic, "_DESCENTS", 1)
     theory = bk.solve(bk.Network(64, "erf", noise=1.0), TASK)
     assert theory.result is Status.MAX_STEPS
     assert np.isfinite(theory.kernel).all()
