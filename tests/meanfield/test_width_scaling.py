@@ -36,7 +36,8 @@ CASES = {
     "tanh, tied, sequence": ("tanh", "tied", SEQUENCE.scaled(1.5), 0.3),
     "erf, tied, sequence": ("erf", "tied", SEQUENCE.scaled(1.5), 0.3),
     "erf, leaky": ("erf", {"leak": 0.6}, ENDPOINT.scaled(2.5), 0.1),
-    "erf, two layers, sequence": ("erf", {"layers": 2}, SEQUENCE.scaled(1.5), 0.3),
+    # At a signal of 1.5 the curvature vanishes, and shifts fall with the root of the width.
+    "erf, two layers, sequence": ("erf", {"layers": 2}, SEQUENCE.scaled(2.5), 0.3),
     "relu, residual": ("relu", {"graph": bk.architectures.residual(3)}, ENDPOINT.scaled(2.0), 0.5),
     "linear, two leaky layers": ("linear", {"layers": 2, "leak": 0.6}, SEQUENCE.scaled(2.0), 0.3),
     "erf, tied, four patterns": ("erf", "tied", FOUR, 0.1),
