@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bayeskernel.meanfield.laws import Averages, Law
+from bayeskernel.meanfield.laws import Averages
 from bayeskernel.meanfield.saddle import Point, Saddle
 
 Floats = NDArray[np.float64]
@@ -32,7 +32,7 @@ class MeanPoint:
         self._C, self._Ct, self._batch = np.zeros((3, size, size))
         self._batches = list[NDArray[np.float32]]()
         self.error = np.full((size, size), np.inf)
-        self._averages: tuple[Averages, ...] = ()
+        self.averages: tuple[Averages, ...] = ()
 
     def add(self, C: Floats, Ct: Floats, averages: tuple[Averages, ...]) -> None:
         """One more sweep."""
@@ -44,7 +44,7 @@ class MeanPoint:
             self._batches.append(self._batch.astype(np.float32))
             self._batch[:] = 0.0
             self.error = _error_of_mean(self._batches)
-        self._averages = blended(self._averages, averages, 1 / self._count)
+        self.averages = blended(self.averages, averages, 1 / self._count)
 
     @property
     def C(self) -> Floats:
@@ -55,11 +55,6 @@ class MeanPoint:
     def Ct(self) -> Floats:
         """Mean Ct."""
         return np.asarray(self._Ct / self._count)
-
-    @property
-    def laws(self) -> tuple[Law, ...]:
-        """Wick's laws of the mean moments."""
-        return tuple(own.law for own in self._averages)
 
     @property
     def relative_error(self) -> float:

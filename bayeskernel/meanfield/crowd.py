@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 # Entries of C of a group up to which weighted particles answer for themselves (see `particles`); particles beyond.
 _MOST_STATISTICS, PARTICLES = 300, 8192
 # Transitions of a sweep, and kicks of one.
-_TRANSITIONS, _KICKS = 2, 6
+_TRANSITIONS, _KICKS = 1, 6
 # Negative eigenvalues of K that rounding errors make, relative to the largest.
 _ROUNDING = 1e-6
 

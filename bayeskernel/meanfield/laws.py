@@ -45,10 +45,9 @@ class Averages(NamedTuple):
         """A share of others taken in."""
         return Averages(*(a + share * (b - a) for a, b in zip(self, other, strict=True)))
 
-    @property
-    def law(self) -> Wick:
-        """Wick's law of these averages."""
-        law = Wick(0.0, self.C, self.Y, self.B, _SAMPLED)
+    def law(self, fed: slice, precision: type[np.floating] = np.float64) -> Wick:
+        """Wick's law of these averages, whose K answers to C at the sites ``fed``."""
+        law = Wick(0.0, self.C, self.Y, self.B, _SAMPLED, fed, precision)
         law.mean = self.mean
         return law
 
@@ -157,7 +156,10 @@ class Nodes(Protocol):
 
 
 class Wick:
-    """Wick's law for given C, Y and B, see the module and `Law`; its K answers to C at the sites ``fed`` only."""
+    """Wick's law for given C, Y and B, see the module and `Law`; its K answers to C at the sites ``fed`` only.
+
+    Answers are as precise as asked for: those that steer steps need not be, and take half as long in float32.
+    """
 
     effective = 1.0
 
@@ -169,12 +171,17 @@ class Wick:
         B: Floats,
         null: float = _NULL,
         fed: slice = slice(None),
+        precision: type[np.floating] = np.float64,
     ) -> None:
         self.log_normaliser, self.C, self.Y, self.B = log_normaliser, C, Y, B
         self.mean = np.zeros(len(C))
         self._root, self._inverse = _root(C, null)
         # Products of large matrices leave out the sites whose K is given.
-        self._fed, self._carry = (fed, fed), self._inverse @ Y[:, fed]
+        self._fed = (fed, fed)
+        spread, carry, B = self._root, self._inverse @ Y[:, fed], B[self._fed]
+        self._spread, self._carry, self._stiff = (
+            m.astype(precision, copy=False) for m in (spread, carry, B)
+        )
         self._entries: Entries = every_entry(self._root.shape[1])
 
     @property
@@ -184,11 +191,11 @@ class Wick:
 
     def spread(self, x: Floats) -> Floats:
         """R x = r X r^T with C = r r^T."""
-        return np.asarray(self._root @ self._entries.matrix(x) @ self._root.T)
+        return _congruent(self._spread, self._entries.matrix(x))
 
     def gathered(self, G: Floats) -> Floats:
         """R^T G."""
-        return self._entries.vector(self._root.T @ G @ self._root)
+        return self._entries.vector(_congruent(self._spread.T, G))
 
     def whitened(self, dC: Floats) -> Floats:
         """R^-1 dC."""
@@ -200,16 +207,15 @@ class Wick:
 
     def carried(self, dK: Floats) -> Floats:
         """R^-1 Y dK Y^T."""
-        return self._entries.vector(self._carry @ dK[self._fed] @ self._carry.T)
+        return self._entries.vector(_congruent(self._carry, dK[self._fed]))
 
     def carried_back(self, x: Floats) -> Floats:
         """Y^T (R^-T x) Y."""
-        return self._among_fed(self._carry.T @ self._entries.matrix(x) @ self._carry)
+        return self._among_fed(_congruent(self._carry.T, self._entries.matrix(x)))
 
     def stiffened(self, dK: Floats) -> Floats:
         """B dK B."""
-        B = self.B[self._fed]
-        return self._among_fed(B @ dK[self._fed] @ B)
+        return self._among_fed(_congruent(self._stiff, dK[self._fed]))
 
     def strength(self, x: Floats) -> float:
         """Largest eigenvalue of X in size: the share by which some direction of C changes."""
@@ -291,6 +297,11 @@ class Gaussian:
     def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
         """Draws of N(0, C)."""
         return np.asarray(rng.multivariate_normal(np.zeros(len(K)), law.C, count))
+
+
+def _congruent(A: NDArray[np.floating], S: Floats) -> Floats:
+    """A S A^T in the precision of A."""
+    return np.asarray(A @ S.astype(A.dtype, copy=False) @ A.T, np.float64)
 
 
 def _root(C: Floats, null: float) -> tuple[Floats, Floats]:

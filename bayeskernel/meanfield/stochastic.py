@@ -121,7 +121,7 @@ class CrowdSearch(NamedTuple):
         for sweep in range(_SETTLING + _AVERAGED[0]):
             point, averages = self._swept(point)
             smooth = blended(smooth, averages, _GAIN)
-            here = Saddle(self.problem, point, tuple(own.law for own in smooth), averages)
+            here = Saddle(self.problem, point, _laws(smooth, point), averages)
             if sweep >= _SETTLING:
                 mean += saddle.gathered(point.Ct - here.conjugate) / _AVERAGED[0]
             point = point._replace(Ct=point.Ct + _GAIN * here.tilt(here.mismatch))
@@ -131,7 +131,7 @@ class CrowdSearch(NamedTuple):
         """The iteration left the domain: the start, without a number."""
         still, nan = self._scaled(0.0), float("nan")
         point, averages = still._swept(self._prior())
-        saddle = Saddle(still.problem, point, tuple(own.law for own in averages))
+        saddle = Saddle(still.problem, point, _laws(averages, point))
         error = np.full_like(start.C, nan)
         return Solution(saddle, nan, nan, nan, error, nan, Status.BREAKDOWN, start)
 
@@ -159,8 +159,7 @@ class CrowdSearch(NamedTuple):
         """A sweep, and a share of the step of Newton's method that its averages ask for."""
         point, averages = self._swept(state.point)
         smooth = blended(state.smooth, averages, largest)
-        laws = tuple(own.law for own in smooth)
-        saddle = Saddle(self.problem, point, laws, averages)
+        saddle = Saddle(self.problem, point, _laws(smooth, point, np.float32), averages)
         radius = np.sqrt(self.problem.size)
         x, shift = _newton_step(saddle, radius, state.shift)
         strength = saddle.strength(x)
@@ -204,9 +203,9 @@ class CrowdSearch(NamedTuple):
 
     def _softened(self, state: _State) -> tuple[_State, bool]:
         """The state with no more shift than makes its softest direction as stiff as `_SOFT`, and whether there was more."""
-        saddle = Saddle(self.problem, state.point, tuple(own.law for own in state.smooth))
+        saddle = Saddle(self.problem, state.point, _laws(state.smooth, state.point, np.float32))
         shift = max(0.0, _SOFT - lowest_curvature(saddle)[0])
-        return state._replace(shift=shift), state.shift > shift + _STIFFENED
+        return state._replace(shift=shift), state.shift > shift + _SOFT
 
     def _averaged(self, state: _State) -> MeanPoint:
         """The mean of so many points of the iteration that it is accurate enough."""
@@ -220,10 +219,11 @@ class CrowdSearch(NamedTuple):
             if sweep + 1 >= _AVERAGED[0] and average.relative_error < _ACCURACY:
                 break
         point = state.point._replace(C=average.C, Ct=average.Ct)
-        mean = Saddle(self.problem, point, average.laws)
+        laws = _laws(average.averages, point)
+        mean = Saddle(self.problem, point, laws)
         # Between independent groups C is the product of means.
         C = np.where(within_groups(mean.point), mean.point.C, mean.average)
-        saddle = Saddle(self.problem, mean.point._replace(C=C), average.laws)
+        saddle = Saddle(self.problem, mean.point._replace(C=C), laws)
         average.error = np.hypot(average.error, _way_left(saddle, np.sqrt(self.problem.size)))
         average.saddle, average.last = saddle, state.point
         return average
@@ -250,6 +250,14 @@ class CrowdSearch(NamedTuple):
     def _report(self, stage: str, step: int, residual: float) -> None:
         if self.progress is not None:
             self.progress(stage, step, residual)
+
+
+def _laws(
+    averages: tuple[Averages, ...], point: Point, precision: type[np.floating] = np.float64
+) -> tuple[Law, ...]:
+    """Wick's laws of the averages of all groups."""
+    pairs = zip(averages, point.nodes, strict=True)
+    return tuple(own.law(nodes.sites.fed, precision) for own, nodes in pairs)
 
 
 def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, float]:
@@ -283,5 +291,7 @@ def _flipped(saddle: Saddle, signs: Floats) -> Saddle:
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
         own = signs[nodes.sites.members]
         both = np.outer(own, own)
-        laws.append(Averages(both * law.C, both * law.Y, both * law.B, own * law.mean).law)
+        laws.append(
+            Averages(both * law.C, both * law.Y, both * law.B, own * law.mean).law(nodes.sites.fed)
+        )
     return Saddle(saddle.problem, saddle.point.flipped(signs), tuple(laws))
