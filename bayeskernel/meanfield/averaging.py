@@ -14,8 +14,6 @@ Floats = NDArray[np.float64]
 
 # Sweeps of a batch, whose scatter tells the error.
 _BATCH = 8
-# Residual of what counts as a solution.
-_BALANCED = 0.02
 
 
 class MeanPoint:
@@ -60,10 +58,6 @@ class MeanPoint:
     def relative_error(self) -> float:
         """Of the kernel as a whole, in Frobenius norm."""
         return float(np.linalg.norm(self.error) / np.linalg.norm(self.C))
-
-    def converged(self, accuracy: float) -> bool:
-        """Whether it is a solution to some relative error."""
-        return self.relative_error < accuracy and self.saddle.residual < _BALANCED
 
 
 def blended(

@@ -86,7 +86,7 @@ class CrowdSearch(NamedTuple):
             try:
                 average = self._averaged(self._approached(start))
                 start = average.last
-                if not average.converged(_ACCURACY if left else _ACCEPTED):
+                if not average.relative_error < (_ACCURACY if left else _ACCEPTED):
                     continue
                 curvature, x = self._lowest(average.saddle)
             except (np.linalg.LinAlgError, ValueError):
@@ -243,7 +243,7 @@ class CrowdSearch(NamedTuple):
             curvature,
             average.error,
             nan,
-            Status.CONVERGED if average.converged(_ACCEPTED) else Status.MAX_STEPS,
+            Status.CONVERGED if average.relative_error < _ACCEPTED else Status.MAX_STEPS,
             start,
         )
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import bayeskernel as bk
-from bayeskernel.meanfield import averaging, branches, crowd, stochastic
+from bayeskernel.meanfield import branches, crowd, stochastic
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.newton import Status, lowest_curvature
 from bayeskernel.meanfield.solve import posed
@@ -174,8 +174,8 @@ def test_a_slope_in_a_soft_direction_is_part_of_the_error():
     np.testing.assert_allclose(left, -slope / (curvatures + 0.05 + stochastic._SOFTEST), atol=1e-3)
 
 
-def test_kernels_out_of_balance_are_not_converged(monkeypatch):
-    monkeypatch.setattr(averaging, "_BALANCED", 1e-9)
+def test_kernels_that_are_not_accurate_are_not_converged(monkeypatch):
+    monkeypatch.setattr(stochastic, "_ACCEPTED", 1e-9)
     monkeypatch.setattr(stochastic, "_DESCENTS", 1)
     theory = bk.solve(bk.Network(64, "erf", noise=1.0), TASK)
     assert theory.result is Status.MAX_STEPS
