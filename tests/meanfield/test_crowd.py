@@ -10,6 +10,7 @@ import bayeskernel as bk
 from bayeskernel.meanfield import branches, crowd, stochastic
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.newton import Status, lowest_curvature
+from bayeskernel.meanfield.saddle import Saddle
 from bayeskernel.meanfield.solve import posed
 
 # Two digits of each class, read in four steps.
@@ -50,6 +51,25 @@ def test_linear_units_against_their_closed_form(sharing):
     assert np.isnan(theory.free_energy)
     with pytest.raises(FluctuationError):
         theory.kernel_shift()
+
+
+def test_answers_that_steer_steps_are_rounded_and_no_more():
+    """Leaving out sites whose K is given changes no answer, and float32 changes it in its last digits."""
+    search = posed(bk.Network(64, "erf", noise=0.3), TASK, None, 1e-7, 200, None)
+    state = search._scaled(0.5)._stepped(stochastic._State(search._prior()), 0.3)
+    laws = (
+        tuple(own.law(slice(None)) for own in state.smooth),
+        stochastic._laws(state.smooth, state.point),
+        stochastic._laws(state.smooth, state.point, np.float32),
+    )
+    whole, fed, rounded = (Saddle(search.problem, state.point, law, state.averages) for law in laws)
+    assert state.point.nodes[0].sites.fed != slice(0, whole.K.shape[0])
+    x = np.random.default_rng(0).standard_normal(whole.size)
+    for answer in ("product", "followed", "mixed"):
+        exact = getattr(whole, answer)(x)
+        assert relative(getattr(fed, answer)(x), exact) < 1e-11
+        assert 1e-9 < relative(getattr(rounded, answer)(x), exact) < 1e-4
+    assert np.array_equal(fed.mismatch, rounded.mismatch)
 
 
 def test_particles_tell_the_curvature():
