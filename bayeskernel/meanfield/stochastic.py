@@ -42,7 +42,7 @@ _ACCURACY, _ACCEPTED = 0.008, 0.015
 _SHARE = 0.003
 # Curvatures are raised by this, as Wick's law may see too little where units saturate, and by so much more with every bold
 # step; least curvature that a step reckons with once it found none, and that of what a residual leaves.
-_SOFT, _STIFFENED, _CURVED, _SOFTEST = 0.1, 0.02, 0.2, 0.02
+_SOFT, _STIFFENED, _CURVED, _SOFTEST = 0.1, 0.02, 0.2, 0.01
 # Averages off saddles, or until one is accurate; and directions along which particles tell the curvature at each.
 _DESCENTS, _MEASURED = 6, 6
 
