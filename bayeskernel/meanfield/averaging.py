@@ -20,6 +20,15 @@ class MeanPoint:
     """Mean of the points (C, Ct) of many sweeps and of their laws, and the standard error of the mean C, from batches.
 
     Batches are merged two by two, and the length that gives the largest error counts: slow modes hide in short ones.
+
+    Attributes
+    ----------
+    error
+        Of C, shape (d, d).
+    averages
+        Mean moments of all groups.
+    saddle, last
+        Of the finished mean: F around it, and the point that goes on.
     """
 
     saddle: Saddle

@@ -34,15 +34,15 @@ _RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
 _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gains on the way and of points that are averaged, whose scatter shifts their mean.
 _GAIN, _FINE = 0.3, 0.15
-# Sweeps until the iteration has forgotten where it began, least and most that are averaged, and the relative error of the
-# kernel aimed at and accepted.
+# Sweeps until the iteration has forgotten where it began, least and most that are averaged, the relative error of the kernel
+# aimed at and accepted, and the residual of a solution.
 _SETTLING, _AVERAGED = 24, (64, 288)
-_ACCURACY, _ACCEPTED = 0.008, 0.015
+_ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.02
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
 # Curvatures are raised by this, as Wick's law may see too little where units saturate, and by so much more with every bold
-# step; least curvature that a step reckons with once it found none, and that of what a residual leaves.
-_SOFT, _STIFFENED, _CURVED, _SOFTEST = 0.1, 0.02, 0.2, 0.01
+# step; and least curvature that a step reckons with once it found none.
+_SOFT, _STIFFENED, _CURVED = 0.1, 0.02, 0.2
 # Averages off saddles, or until one is accurate; and directions along which particles tell the curvature at each.
 _DESCENTS, _MEASURED = 6, 6
 
@@ -86,7 +86,7 @@ class CrowdSearch(NamedTuple):
             try:
                 average = self._averaged(self._approached(start))
                 start = average.last
-                if not average.relative_error < (_ACCURACY if left else _ACCEPTED):
+                if not _solved(average, _ACCURACY if left else _ACCEPTED):
                     continue
                 curvature, x = self._lowest(average.saddle)
             except (np.linalg.LinAlgError, ValueError):
@@ -224,7 +224,6 @@ class CrowdSearch(NamedTuple):
         # Between independent groups C is the product of means.
         C = np.where(within_groups(mean.point), mean.point.C, mean.average)
         saddle = Saddle(self.problem, mean.point._replace(C=C), laws)
-        average.error = np.hypot(average.error, _way_left(saddle, np.sqrt(self.problem.size)))
         average.saddle, average.last = saddle, state.point
         return average
 
@@ -243,7 +242,7 @@ class CrowdSearch(NamedTuple):
             curvature,
             average.error,
             nan,
-            Status.CONVERGED if average.relative_error < _ACCEPTED else Status.MAX_STEPS,
+            Status.CONVERGED if _solved(average, _ACCEPTED) else Status.MAX_STEPS,
             start,
         )
 
@@ -280,10 +279,9 @@ def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, f
     return x, shift
 
 
-def _way_left(saddle: Saddle, radius: float) -> Floats:
-    """By how much C might still move, (d, d): a small slope in a soft direction is a long way."""
-    shift = max(0.0, _SOFTEST - lowest_curvature(saddle)[0])
-    return saddle.spread(_newton_step(saddle, radius, shift)[0])
+def _solved(average: MeanPoint, accuracy: float) -> bool:
+    """Whether it is a solution to some relative error: stiff directions are out of balance as long as soft ones drift."""
+    return average.relative_error < accuracy and average.saddle.residual < _BALANCED
 
 
 def _flipped(saddle: Saddle, signs: Floats) -> Saddle:

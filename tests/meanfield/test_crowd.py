@@ -180,22 +180,9 @@ def test_a_step_makes_all_curvatures_positive_where_it_finds_no_end():
     np.testing.assert_allclose(x, -slope / (curvatures + shift), atol=0.01)
 
 
-def test_a_slope_in_a_soft_direction_is_part_of_the_error():
-    """As far as the direction is followed by Newton's method, were it no softer than a stated curvature."""
-    curvatures, slope = np.array([-0.05, 0.004, 0.5]), np.array([0.002, 0.001, 0.1])
-    saddle = SimpleNamespace(
-        product=lambda x: curvatures * x,
-        reduced_slope=slope,
-        size=3,
-        dense=lambda: (np.eye(3), np.diag(curvatures)),
-        spread=lambda x: x,
-    )
-    left = stochastic._way_left(saddle, 3.0)
-    np.testing.assert_allclose(left, -slope / (curvatures + 0.05 + stochastic._SOFTEST), atol=1e-3)
-
-
-def test_kernels_that_are_not_accurate_are_not_converged(monkeypatch):
-    monkeypatch.setattr(stochastic, "_ACCEPTED", 1e-9)
+@pytest.mark.parametrize("bound", ["_BALANCED", "_ACCEPTED"])
+def test_kernels_out_of_balance_or_not_accurate_are_not_converged(monkeypatch, bound):
+    monkeypatch.setattr(stochastic, bound, 1e-9)
     monkeypatch.setattr(stochastic, "_DESCENTS", 1)
     theory = bk.solve(bk.Network(64, "erf", noise=1.0), TASK)
     assert theory.result is Status.MAX_STEPS
