@@ -33,7 +33,7 @@ def move_crowd():
     sites = groups(problem(NETWORK, TASK))[0]
     d = len(sites.members)
     particles = crowd.from_prior(sites, np.random.default_rng(0))
-    particles.swept(np.eye(d), np.eye(d), jax.random.key(0), symmetric=True)
+    particles.swept(np.eye(d), np.eye(d), jax.random.key(0), 1, symmetric=True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What do many sweeps of moving particles say together, and how well is it known?"""
+"""What do many sweeps of moving particles at one point say, and how well is it known?"""
 
 from __future__ import annotations
 
@@ -8,60 +8,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.meanfield.laws import Averages
-from bayeskernel.meanfield.saddle import Point, Saddle
 
 Floats = NDArray[np.float64]
 
-# Sweeps of a batch, whose scatter tells the error.
-_BATCH = 8
 
+class MeanTarget:
+    """Mean of the points (C, Ct) that batches of sweeps ask for, and of their averages.
 
-class MeanPoint:
-    """Mean of the points (C, Ct) of many sweeps and of their laws, and the standard error of the mean C, from batches.
-
-    Batches are merged two by two, and the length that gives the largest error counts: slow modes hide in short ones.
+    The standard error of C is from the scatter of batches. They are merged two by two, and the length that gives the largest
+    error counts: slow modes hide in short ones.
 
     Attributes
     ----------
-    error
-        Of C, shape (d, d).
     averages
         Mean moments of all groups.
-    saddle, last
-        Of the finished mean: F around it, and the point that goes on.
     """
 
-    saddle: Saddle
-    last: Point
-
     def __init__(self, size: int) -> None:
-        self._count = 0
-        self._C, self._Ct, self._batch = np.zeros((3, size, size))
-        self._batches = list[NDArray[np.float32]]()
-        self.error = np.full((size, size), np.inf)
+        self._C = list[NDArray[np.float32]]()
+        self._sum = np.zeros((2, size, size))
         self.averages: tuple[Averages, ...] = ()
 
     def add(self, C: Floats, Ct: Floats, averages: tuple[Averages, ...]) -> None:
-        """One more sweep."""
-        self._count += 1
-        self._C += C
-        self._Ct += Ct
-        self._batch += C / _BATCH
-        if self._count % _BATCH == 0:
-            self._batches.append(self._batch.astype(np.float32))
-            self._batch[:] = 0.0
-            self.error = _error_of_mean(self._batches)
-        self.averages = blended(self.averages, averages, 1 / self._count)
+        """One more batch."""
+        self._C.append(C.astype(np.float32))
+        self._sum += np.array([C, Ct])
+        self.averages = blended(self.averages, averages, 1 / len(self._C))
 
     @property
     def C(self) -> Floats:
         """Mean C."""
-        return np.asarray(self._C / self._count)
+        return np.asarray(self._sum[0] / len(self._C))
 
     @property
     def Ct(self) -> Floats:
         """Mean Ct."""
-        return np.asarray(self._Ct / self._count)
+        return np.asarray(self._sum[1] / len(self._C))
+
+    @property
+    def error(self) -> Floats:
+        """Of the mean C, (d, d)."""
+        return _error_of_mean(self._C)
 
     @property
     def relative_error(self) -> float:

@@ -52,14 +52,16 @@ class Crowd:
         self.sites, self.z, self.step = sites, z, step
 
     def swept(
-        self, K: Floats, Ct: Floats, key: jax.Array, *, symmetric: bool
+        self, K: Floats, Ct: Floats, key: jax.Array, sweeps: int, *, symmetric: bool
     ) -> tuple[Crowd, Averages]:
-        """The particles after a sweep at (K, Ct), and averages over them."""
+        """The particles after sweeps at (K, Ct), and averages over them."""
         root = jnp.asarray(_symmetric_root(K), jnp.float32)
-        z, step, moments = _sweep(
-            self.sites.phi, self.z, root, jnp.asarray(Ct, jnp.float32), key, self.step
-        )
-        own = _Moments(*(np.asarray(value, np.float64) for value in moments))  # type: ignore[arg-type]
+        z, step, tilt = self.z, self.step, jnp.asarray(Ct, jnp.float32)
+        parts = list[list[Floats]]()
+        for own_key in jax.random.split(key, sweeps):
+            z, step, moments = _sweep(self.sites.phi, z, root, tilt, own_key, step)
+            parts.append([np.asarray(value, np.float64) for value in moments])
+        own = _Moments(*(np.mean(part, axis=0) for part in zip(*parts, strict=True)))
         even = self.sites.parity == 0 if symmetric else np.ones_like(self.sites.parity, bool)
         Y = np.diag(own.slope) + own.pulled
         B = own.slopes * Ct + own.pulls + np.diag(own.bend)

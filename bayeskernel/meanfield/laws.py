@@ -15,6 +15,7 @@ For other phi the same holds between steps that are independent under q, and up 
 
 from __future__ import annotations
 
+from copy import copy
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -183,6 +184,14 @@ class Wick:
             m.astype(precision, copy=False) for m in (spread, carry, B)
         )
         self._entries: Entries = every_entry(self._root.shape[1])
+
+    def rounded(self) -> Wick:
+        """The same in float32."""
+        out = copy(self)
+        out._spread, out._carry, out._stiff = (
+            m.astype(np.float32) for m in (self._spread, self._carry, self._stiff)
+        )
+        return out
 
     @property
     def size(self) -> int:

@@ -1,8 +1,9 @@
 r"""How are hundreds of correlated sites solved for? With moments of moving particles, and Wick's law for their answers.
 
 With the averages of a sweep (see `crowd`) the point makes a damped step of Newton's method on Wick's law, exact for linear phi
-and right up to fourth cumulants for others: stochastic approximation in which stiff directions are treated implicitly. Its mean
-over sweeps has no bias from the answers being approximate; the scatter of batches is its error.
+and right up to fourth cumulants for others: stochastic approximation in which stiff directions are treated implicitly. Noise
+shifts the mean of its points to second order, and hides in it as slow modes. So a last step is made from that mean, by what
+particles say while it stays where it is; the scatter of batches is its error.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.gauge import canonical_signs
-from bayeskernel.meanfield.averaging import MeanPoint, blended
+from bayeskernel.meanfield.averaging import MeanTarget, blended
 from bayeskernel.meanfield.branches import NOISY, PUSH, Solution, displaced
 from bayeskernel.meanfield.crowd import PARTICLES, Crowd, from_prior
-from bayeskernel.meanfield.laws import Averages, Law
+from bayeskernel.meanfield.laws import Averages, Law, Wick
 from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
@@ -34,10 +35,13 @@ _RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
 _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gains on the way and of points that are averaged, whose scatter shifts their mean.
 _GAIN, _FINE = 0.3, 0.15
-# Sweeps until the iteration has forgotten where it began, least and most that are averaged, the relative error of the kernel
-# aimed at and accepted, and the residual of a solution.
-_SETTLING, _AVERAGED = 24, (64, 288)
-_ACCURACY, _ACCEPTED, _BALANCED = 0.008, 0.015, 0.02
+# Sweeps until the iteration has forgotten where it began, and of a window, whose mean point must balance in stiff directions as
+# well: these are out of balance as long as soft ones drift. Most windows.
+_SETTLING, _AVERAGED, _BALANCED, _WINDOWS = 24, 64, 0.02, 6
+# Sweeps of a batch at the mean point, least and most batches; relative error of the kernel aimed at and accepted, and the
+# longest last step, of which Wick's law knows most.
+_BATCH, _BATCHES = 8, (8, 48)
+_ACCURACY, _ACCEPTED, _LAST = 0.008, 0.015, 0.01
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
 # Curvatures are raised by this, as Wick's law may see too little where units saturate, and by so much more with every bold
@@ -55,6 +59,20 @@ class _State(NamedTuple):
     averages: tuple[Averages, ...] = ()
     strength: float = 0.0
     shift: float = _SOFT
+
+
+class _Answer(NamedTuple):
+    """Where the last step led: F there, the mean that asked for it, the step relative to C, and the residual before it."""
+
+    saddle: Saddle
+    mean: MeanTarget
+    step: float
+    residual: float
+
+    def solved(self, accuracy: float) -> bool:
+        """Whether it is a solution to some relative error."""
+        accurate = self.mean.relative_error < accuracy and self.step < _LAST
+        return accurate and self.residual < _BALANCED
 
 
 class CrowdSearch(NamedTuple):
@@ -82,19 +100,19 @@ class CrowdSearch(NamedTuple):
     def solution(self, start: Point) -> Solution:
         """The solution that a point leads to, off saddles."""
         for left in reversed(range(_DESCENTS)):
-            curvature = float("nan")
             try:
-                average = self._averaged(self._approached(start))
-                start = average.last
-                if not _solved(average, _ACCURACY if left else _ACCEPTED):
+                saddle, shift = self._averaged(self._approached(start))
+                curvature, x = self._lowest(saddle)
+                if curvature < -NOISY and left:
+                    start = displaced(saddle, PUSH * x)
                     continue
-                curvature, x = self._lowest(average.saddle)
+                answer = self._measured(saddle, shift)
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
-            if curvature > -NOISY:
+            start = answer.saddle.point
+            if answer.solved(_ACCURACY if left else _ACCEPTED):
                 break
-            start = displaced(average.saddle, PUSH * x)
-        return self._finished(average, curvature / 2)
+        return self._finished(answer, curvature / 2)
 
     def _lowest(self, saddle: Saddle) -> tuple[float, Floats]:
         """The lowest curvature of 2 F and its direction, by Wick's law; by particles where that is negative."""
@@ -118,12 +136,12 @@ class CrowdSearch(NamedTuple):
     def _slope(self, point: Point, saddle: Saddle) -> Floats:
         """Gradient of 2 F in C at a point, in the coordinates of a saddle close by."""
         smooth, mean = tuple[Averages, ...](), np.zeros(saddle.size)
-        for sweep in range(_SETTLING + _AVERAGED[0]):
+        for sweep in range(_SETTLING + _BATCH * _BATCHES[0]):
             point, averages = self._swept(point)
             smooth = blended(smooth, averages, _GAIN)
             here = Saddle(self.problem, point, _laws(smooth, point), averages)
             if sweep >= _SETTLING:
-                mean += saddle.gathered(point.Ct - here.conjugate) / _AVERAGED[0]
+                mean += saddle.gathered(point.Ct - here.conjugate) / (_BATCH * _BATCHES[0])
             point = point._replace(Ct=point.Ct + _GAIN * here.tilt(here.mismatch))
         return mean
 
@@ -143,14 +161,16 @@ class CrowdSearch(NamedTuple):
         crowds = tuple(from_prior(sites, self.rng) for sites in groups(self.problem))
         return Point(C, np.zeros_like(C), crowds, symmetric=True)  # type: ignore[arg-type]
 
-    def _swept(self, point: Point) -> tuple[Point, tuple[Averages, ...]]:
-        """The point after a sweep of its particles, and averages over them."""
+    def _swept(self, point: Point, sweeps: int = 1) -> tuple[Point, tuple[Averages, ...]]:
+        """The point after sweeps of its particles, and averages over them."""
         K = self.problem.preactivation_kernel(point.C)
         crowds, averages = list[Any](), list[Averages]()
         for crowd in point.nodes:
             assert isinstance(crowd, Crowd)
             block, key = crowd.sites.block, jax.random.key(int(self.rng.integers(2**31)))
-            crowd, own = crowd.swept(K[block], point.Ct[block], key, symmetric=point.symmetric)
+            crowd, own = crowd.swept(
+                K[block], point.Ct[block], key, sweeps, symmetric=point.symmetric
+            )
             crowds.append(crowd)
             averages.append(own)
         return point._replace(nodes=tuple(crowds)), tuple(averages)
@@ -207,28 +227,49 @@ class CrowdSearch(NamedTuple):
         shift = max(0.0, _SOFT - lowest_curvature(saddle)[0])
         return state._replace(shift=shift), state.shift > shift + _SOFT
 
-    def _averaged(self, state: _State) -> MeanPoint:
-        """The mean of so many points of the iteration that it is accurate enough."""
-        average = MeanPoint(self.problem.size)
-        for sweep in range(-_SETTLING, _AVERAGED[1]):
+    def _averaged(self, state: _State) -> tuple[Saddle, float]:
+        """F around the mean point of a window in which the iteration did not drift, and the shift of curvatures there."""
+        for _ in range(_SETTLING):
             state = self._stepped(state, _FINE)
-            if sweep < 0:
-                continue
-            average.add(state.point.C, state.point.Ct, state.averages)
-            self._report("average", sweep, average.relative_error)
-            if sweep + 1 >= _AVERAGED[0] and average.relative_error < _ACCURACY:
+        for window in range(_WINDOWS):
+            mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()
+            for sweep in range(_AVERAGED):
+                state = self._stepped(state, _FINE)
+                mean += np.array([state.point.C, state.point.Ct]) / _AVERAGED
+                averages = blended(averages, state.averages, 1 / (sweep + 1))
+                self._report("average", window * _AVERAGED + sweep, state.strength)
+            point = state.point._replace(C=mean[0], Ct=mean[1])
+            saddle = Saddle(self.problem, point, _laws(averages, point))
+            if saddle.residual < _BALANCED:
                 break
-        point = state.point._replace(C=average.C, Ct=average.Ct)
-        laws = _laws(average.averages, point)
-        mean = Saddle(self.problem, point, laws)
-        # Between independent groups C is the product of means.
-        C = np.where(within_groups(mean.point), mean.point.C, mean.average)
-        saddle = Saddle(self.problem, mean.point._replace(C=C), laws)
-        average.saddle, average.last = saddle, state.point
-        return average
+        return saddle, state.shift
 
-    def _finished(self, average: MeanPoint, curvature: float) -> Solution:
-        saddle, nan = average.saddle, float("nan")
+    def _measured(self, saddle: Saddle, shift: float) -> _Answer:
+        """A step of Newton's method by what sweeps at one point ask for: what noise did to the iteration is left behind.
+
+        Its scatter is that of independent particles, with no memory but their own.
+        """
+        point = here = saddle.point
+        laws = tuple(law.rounded() for law in saddle.laws if isinstance(law, Wick))
+        mean, radius = MeanTarget(self.problem.size), np.sqrt(self.problem.size)
+        for batch in range(_BATCHES[1]):
+            here, averages = self._swept(here, _BATCH)
+            asked = Saddle(self.problem, point, laws, averages)
+            x, _ = _newton_step(asked, radius, shift)
+            mean.add(*asked.target(x, asked.mismatch + asked.followed(x)), averages)
+            self._report("measure", batch, mean.relative_error)
+            if batch + 1 >= _BATCHES[0] and mean.relative_error < _ACCURACY:
+                break
+        step = float(np.linalg.norm(mean.C - point.C) / np.linalg.norm(mean.C))
+        point = here._replace(C=mean.C, Ct=mean.Ct)
+        there = _laws(mean.averages, point)
+        # Between independent groups C is the product of means.
+        C = np.where(within_groups(point), point.C, Saddle(self.problem, point, there).average)
+        answer = Saddle(self.problem, point._replace(C=C), there)
+        return _Answer(answer, mean, step, saddle.residual)
+
+    def _finished(self, answer: _Answer, curvature: float) -> Solution:
+        saddle, nan = answer.saddle, float("nan")
         start, signs = (
             saddle.point,
             canonical_signs(self.problem.tensor(saddle.point.C), self.problem.symmetry),
@@ -238,11 +279,11 @@ class CrowdSearch(NamedTuple):
         return Solution(
             saddle,
             nan,
-            saddle.residual,
+            answer.residual,
             curvature,
-            average.error,
+            answer.mean.error,
             nan,
-            Status.CONVERGED if _solved(average, _ACCEPTED) else Status.MAX_STEPS,
+            Status.CONVERGED if answer.solved(_ACCEPTED) else Status.MAX_STEPS,
             start,
         )
 
@@ -277,11 +318,6 @@ def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, f
         shift = max(shift, _CURVED - lowest_curvature(saddle)[0])
         x, _ = step()
     return x, shift
-
-
-def _solved(average: MeanPoint, accuracy: float) -> bool:
-    """Whether it is a solution to some relative error: stiff directions are out of balance as long as soft ones drift."""
-    return average.relative_error < accuracy and average.saddle.residual < _BALANCED
 
 
 def _flipped(saddle: Saddle, signs: Floats) -> Saddle:

@@ -8,6 +8,8 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.meanfield import branches, crowd, stochastic
+from bayeskernel.meanfield.averaging import MeanTarget
+from bayeskernel.meanfield.branches import displaced
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.newton import Status, lowest_curvature
 from bayeskernel.meanfield.saddle import Saddle
@@ -112,6 +114,39 @@ def test_erf_units_against_weighted_particles(monkeypatch):
         assert np.linalg.norm(moving.kernel - theory.kernel) < 5 * np.linalg.norm(error)
 
 
+def test_the_error_of_a_mean_target_finds_slow_modes():
+    """Independent batches give sd / sqrt n; what persists for eight of them gives what an eighth as many do."""
+    rng = np.random.default_rng(0)
+    draws, count = rng.standard_normal((64, 20, 20)), 64
+    independent, slow = MeanTarget(20), MeanTarget(20)
+    for batch in range(count):
+        independent.add(draws[batch], draws[batch] / 2, ())
+        slow.add(draws[batch // 8], draws[batch], ())
+    np.testing.assert_allclose(independent.C, draws.mean(0), atol=1e-12)
+    np.testing.assert_allclose(independent.Ct, draws.mean(0) / 2, atol=1e-12)
+    norm = np.sqrt(20**2 / count)
+    assert norm < np.linalg.norm(independent.error) < 1.3 * norm
+    assert 0.9 < np.linalg.norm(slow.error) / (np.sqrt(8) * norm) < 1.3
+
+
+def test_a_last_step_leaves_what_noise_shifts():
+    """From a mean point that is off by several errors, and with an error that their scatter confirms."""
+    network = bk.Network(512, lambda h: 1.0 * h, noise=0.3)
+    exact = bk.solve(bk.Network(512, "linear", noise=0.3), TASK)
+    search = posed(network, TASK, None, 1e-7, 200, None)
+    saddle = search.solutions(every_branch=True)[0].saddle
+    size = saddle.problem.size
+    target = exact.kernel.reshape(size, size)
+    off = displaced(saddle, 0.3 * lowest_curvature(saddle)[1])
+    saddle = Saddle(search.problem, off, saddle.laws)
+    answer = search._measured(saddle, 0.0)
+    error = np.linalg.norm(answer.mean.error)
+    assert np.linalg.norm(off.C - target) > 8 * error
+    assert np.linalg.norm(answer.saddle.point.C - target) < 3 * error
+    assert answer.step > stochastic._LAST
+    assert not answer.solved(1.0)
+
+
 def test_an_iteration_that_leaves_the_domain_says_so(monkeypatch):
     monkeypatch.setattr(stochastic, "_DESCENTS", 1)
     task = bk.tasks.endpoint(2 * np.eye(4), [400.0, 400.0, -400.0, -400.0], 4)
@@ -180,7 +215,7 @@ def test_a_step_makes_all_curvatures_positive_where_it_finds_no_end():
     np.testing.assert_allclose(x, -slope / (curvatures + shift), atol=0.01)
 
 
-@pytest.mark.parametrize("bound", ["_BALANCED", "_ACCEPTED"])
+@pytest.mark.parametrize("bound", ["_BALANCED", "_ACCEPTED", "_LAST"])
 def test_kernels_out_of_balance_or_not_accurate_are_not_converged(monkeypatch, bound):
     monkeypatch.setattr(stochastic, bound, 1e-9)
     monkeypatch.setattr(stochastic, "_DESCENTS", 1)
