@@ -121,7 +121,7 @@ def test_planted_failures_are_named(change, message):
 
 def test_a_chain():
     draws = bk.sample(
-        jax.random.key(0), NETWORK, TASK, num_warmup=60, num_samples=1000, progress=False
+        jax.random.key(0), NETWORK, TASK, num_warmup=200, num_samples=4000, progress=False
     )
     found = bk.diagnose(draws)
     assert found.ok, found.verdict

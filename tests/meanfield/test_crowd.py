@@ -149,6 +149,7 @@ def test_a_last_step_leaves_what_noise_shifts():
 
 def test_an_iteration_that_leaves_the_domain_says_so(monkeypatch):
     monkeypatch.setattr(stochastic, "_DESCENTS", 1)
+    monkeypatch.setattr(stochastic, "_WINDOWS", 1)
     task = bk.tasks.endpoint(2 * np.eye(4), [400.0, 400.0, -400.0, -400.0], 4)
     theory = bk.solve(bk.Network(64, "relu", noise=0.01), task)
     assert not theory.converged
@@ -219,6 +220,7 @@ def test_a_step_makes_all_curvatures_positive_where_it_finds_no_end():
 def test_kernels_out_of_balance_or_not_accurate_are_not_converged(monkeypatch, bound):
     monkeypatch.setattr(stochastic, bound, 1e-9)
     monkeypatch.setattr(stochastic, "_DESCENTS", 1)
+    monkeypatch.setattr(stochastic, "_WINDOWS", 1)
     theory = bk.solve(bk.Network(64, "erf", noise=1.0), TASK)
     assert theory.result is Status.MAX_STEPS
     assert np.isfinite(theory.kernel).all()
