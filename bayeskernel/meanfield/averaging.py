@@ -20,6 +20,8 @@ class MeanTarget:
 
     Attributes
     ----------
+    error
+        Of the mean C, shape (d, d).
     averages
         Mean moments of all groups.
     """
@@ -27,12 +29,14 @@ class MeanTarget:
     def __init__(self, size: int) -> None:
         self._C = list[NDArray[np.float32]]()
         self._sum = np.zeros((2, size, size))
+        self.error = np.full((size, size), np.inf)
         self.averages: tuple[Averages, ...] = ()
 
     def add(self, C: Floats, Ct: Floats, averages: tuple[Averages, ...]) -> None:
         """One more batch."""
         self._C.append(C.astype(np.float32))
         self._sum += np.array([C, Ct])
+        self.error = _error_of_mean(self._C)
         self.averages = blended(self.averages, averages, 1 / len(self._C))
 
     @property
@@ -44,11 +48,6 @@ class MeanTarget:
     def Ct(self) -> Floats:
         """Mean Ct."""
         return np.asarray(self._sum[1] / len(self._C))
-
-    @property
-    def error(self) -> Floats:
-        """Of the mean C, (d, d)."""
-        return _error_of_mean(self._C)
 
     @property
     def relative_error(self) -> float:

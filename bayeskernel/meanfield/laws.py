@@ -46,9 +46,9 @@ class Averages(NamedTuple):
         """A share of others taken in."""
         return Averages(*(a + share * (b - a) for a, b in zip(self, other, strict=True)))
 
-    def law(self, fed: slice, precision: type[np.floating] = np.float64) -> Wick:
+    def law(self, fed: slice) -> Wick:
         """Wick's law of these averages, whose K answers to C at the sites ``fed``."""
-        law = Wick(0.0, self.C, self.Y, self.B, _SAMPLED, fed, precision)
+        law = Wick(0.0, self.C, self.Y, self.B, _SAMPLED, fed)
         law.mean = self.mean
         return law
 
@@ -157,10 +157,7 @@ class Nodes(Protocol):
 
 
 class Wick:
-    """Wick's law for given C, Y and B, see the module and `Law`; its K answers to C at the sites ``fed`` only.
-
-    Answers are as precise as asked for: those that steer steps need not be, and take half as long in float32.
-    """
+    """Wick's law for given C, Y and B, see the module and `Law`; its K answers to C at the sites ``fed`` only."""
 
     effective = 1.0
 
@@ -172,21 +169,19 @@ class Wick:
         B: Floats,
         null: float = _NULL,
         fed: slice = slice(None),
-        precision: type[np.floating] = np.float64,
     ) -> None:
         self.log_normaliser, self.C, self.Y, self.B = log_normaliser, C, Y, B
         self.mean = np.zeros(len(C))
         self._root, self._inverse = _root(C, null)
         # Products of large matrices leave out the sites whose K is given.
         self._fed = (fed, fed)
-        spread, carry, B = self._root, self._inverse @ Y[:, fed], B[self._fed]
-        self._spread, self._carry, self._stiff = (
-            m.astype(precision, copy=False) for m in (spread, carry, B)
-        )
+        self._spread: NDArray[np.floating] = self._root
+        self._carry: NDArray[np.floating] = self._inverse @ Y[:, fed]
+        self._stiff: NDArray[np.floating] = B[self._fed]
         self._entries: Entries = every_entry(self._root.shape[1])
 
     def rounded(self) -> Wick:
-        """The same in float32."""
+        """The same with answers in float32, which take half as long, to steer steps."""
         out = copy(self)
         out._spread, out._carry, out._stiff = (
             m.astype(np.float32) for m in (self._spread, self._carry, self._stiff)

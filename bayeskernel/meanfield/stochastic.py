@@ -35,9 +35,9 @@ _RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
 _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gains on the way and of points that are averaged, whose scatter shifts their mean.
 _GAIN, _FINE = 0.3, 0.15
-# Sweeps until the iteration has forgotten where it began, and of a window, whose mean point must balance in stiff directions as
-# well: these are out of balance as long as soft ones drift. Most windows.
-_SETTLING, _AVERAGED, _BALANCED, _WINDOWS = 24, 64, 0.02, 6
+# Sweeps until the iteration has forgotten where it began, and of a mean point, whose residual must be small: stiff directions
+# are out of balance as long as soft ones drift. Most mean points.
+_SETTLING, _AVERAGED, _BALANCED, _MEANS = 24, 64, 0.02, 6
 # Sweeps of a batch at the mean point, least and most batches; relative error of the kernel aimed at and accepted, and the
 # longest last step, of which Wick's law knows most.
 _BATCH, _BATCHES = 8, (8, 48)
@@ -136,12 +136,12 @@ class CrowdSearch(NamedTuple):
     def _slope(self, point: Point, saddle: Saddle) -> Floats:
         """Gradient of 2 F in C at a point, in the coordinates of a saddle close by."""
         smooth, mean = tuple[Averages, ...](), np.zeros(saddle.size)
-        for sweep in range(_SETTLING + _BATCH * _BATCHES[0]):
+        for sweep in range(_SETTLING + _AVERAGED):
             point, averages = self._swept(point)
             smooth = blended(smooth, averages, _GAIN)
             here = Saddle(self.problem, point, _laws(smooth, point), averages)
             if sweep >= _SETTLING:
-                mean += saddle.gathered(point.Ct - here.conjugate) / (_BATCH * _BATCHES[0])
+                mean += saddle.gathered(point.Ct - here.conjugate) / _AVERAGED
             point = point._replace(Ct=point.Ct + _GAIN * here.tilt(here.mismatch))
         return mean
 
@@ -179,7 +179,7 @@ class CrowdSearch(NamedTuple):
         """A sweep, and a share of the step of Newton's method that its averages ask for."""
         point, averages = self._swept(state.point)
         smooth = blended(state.smooth, averages, largest)
-        saddle = Saddle(self.problem, point, _laws(smooth, point, np.float32), averages)
+        saddle = Saddle(self.problem, point, _rounded(_laws(smooth, point)), averages)
         radius = np.sqrt(self.problem.size)
         x, shift = _newton_step(saddle, radius, state.shift)
         strength = saddle.strength(x)
@@ -223,7 +223,7 @@ class CrowdSearch(NamedTuple):
 
     def _softened(self, state: _State) -> tuple[_State, bool]:
         """The state with no more shift than makes its softest direction as stiff as `_SOFT`, and whether there was more."""
-        saddle = Saddle(self.problem, state.point, _laws(state.smooth, state.point, np.float32))
+        saddle = Saddle(self.problem, state.point, _rounded(_laws(state.smooth, state.point)))
         shift = max(0.0, _SOFT - lowest_curvature(saddle)[0])
         return state._replace(shift=shift), state.shift > shift + _SOFT
 
@@ -231,7 +231,7 @@ class CrowdSearch(NamedTuple):
         """F around the mean point of a window in which the iteration did not drift, and the shift of curvatures there."""
         for _ in range(_SETTLING):
             state = self._stepped(state, _FINE)
-        for window in range(_WINDOWS):
+        for window in range(_MEANS):
             mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()
             for sweep in range(_AVERAGED):
                 state = self._stepped(state, _FINE)
@@ -250,7 +250,7 @@ class CrowdSearch(NamedTuple):
         Its scatter is that of independent particles, with no memory but their own.
         """
         point = here = saddle.point
-        laws = tuple(law.rounded() for law in saddle.laws if isinstance(law, Wick))
+        laws = _rounded(saddle.laws)
         mean, radius = MeanTarget(self.problem.size), np.sqrt(self.problem.size)
         for batch in range(_BATCHES[1]):
             here, averages = self._swept(here, _BATCH)
@@ -292,12 +292,15 @@ class CrowdSearch(NamedTuple):
             self.progress(stage, step, residual)
 
 
-def _laws(
-    averages: tuple[Averages, ...], point: Point, precision: type[np.floating] = np.float64
-) -> tuple[Law, ...]:
+def _laws(averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
     """Wick's laws of the averages of all groups."""
     pairs = zip(averages, point.nodes, strict=True)
-    return tuple(own.law(nodes.sites.fed, precision) for own, nodes in pairs)
+    return tuple(own.law(nodes.sites.fed) for own, nodes in pairs)
+
+
+def _rounded(laws: tuple[Law, ...]) -> tuple[Law, ...]:
+    """Wick's laws, for steps."""
+    return tuple(law.rounded() for law in laws if isinstance(law, Wick))
 
 
 def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, float]:

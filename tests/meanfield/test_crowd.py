@@ -62,7 +62,7 @@ def test_answers_that_steer_steps_are_rounded_and_no_more():
     laws = (
         tuple(own.law(slice(None)) for own in state.smooth),
         stochastic._laws(state.smooth, state.point),
-        stochastic._laws(state.smooth, state.point, np.float32),
+        stochastic._rounded(stochastic._laws(state.smooth, state.point)),
     )
     whole, fed, rounded = (Saddle(search.problem, state.point, law, state.averages) for law in laws)
     assert state.point.nodes[0].sites.fed != slice(0, whole.K.shape[0])
@@ -149,7 +149,7 @@ def test_a_last_step_leaves_what_noise_shifts():
 
 def test_an_iteration_that_leaves_the_domain_says_so(monkeypatch):
     monkeypatch.setattr(stochastic, "_DESCENTS", 1)
-    monkeypatch.setattr(stochastic, "_WINDOWS", 1)
+    monkeypatch.setattr(stochastic, "_MEANS", 1)
     task = bk.tasks.endpoint(2 * np.eye(4), [400.0, 400.0, -400.0, -400.0], 4)
     theory = bk.solve(bk.Network(64, "relu", noise=0.01), task)
     assert not theory.converged
@@ -220,7 +220,7 @@ def test_a_step_makes_all_curvatures_positive_where_it_finds_no_end():
 def test_kernels_out_of_balance_or_not_accurate_are_not_converged(monkeypatch, bound):
     monkeypatch.setattr(stochastic, bound, 1e-9)
     monkeypatch.setattr(stochastic, "_DESCENTS", 1)
-    monkeypatch.setattr(stochastic, "_WINDOWS", 1)
+    monkeypatch.setattr(stochastic, "_MEANS", 1)
     theory = bk.solve(bk.Network(64, "erf", noise=1.0), TASK)
     assert theory.result is Status.MAX_STEPS
     assert np.isfinite(theory.kernel).all()
