@@ -1,6 +1,7 @@
 """Imports point one way; sampling and theory are blind to each other."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,18 @@ def test_imports_point_down(path):
     for other in _imported(path) - {own}:
         assert RANK[other] <= RANK[own], f"{own} imports {other}"
         assert {own, other} != {"inference", "meanfield"}
+
+
+# What they compile works on single numbers.
+WITHOUT_PRODUCTS = {"_precision.py", "activations.py", "cli/compiled.py"}
+
+
+def test_code_that_multiplies_matrices_is_compiled_at_full_precision():
+    """By `_precision.jit`; see test_precision for what that does."""
+    compiling = {
+        str(path.relative_to(ROOT)) for path in FILES if re.search(r"jax\.(jit|pmap)\b", path.read_text())
+    }  # fmt: skip
+    assert compiling == WITHOUT_PRODUCTS
 
 
 def test_importing_leaves_jax_settings_alone():

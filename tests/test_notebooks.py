@@ -63,7 +63,7 @@ SMALL = {
 }
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # The others have many shapes or long training; what they compute with is tested elsewhere.
-QUICK = {"01_quickstart", "02_phase_transition", "03_nonlinear_networks", "07_your_own_data"}
+QUICK = {"01_quickstart", "03_nonlinear_networks", "07_your_own_data"}
 RUN = [p if p.stem in QUICK else pytest.param(p, marks=pytest.mark.slow) for p in NOTEBOOKS]
 
 

@@ -39,15 +39,23 @@ def move_crowd():
 @pytest.mark.parametrize(
     "run",
     [
-        lambda: sample(space="weights"),
-        lambda: sample(space="weights", sampler="nuts"),
-        lambda: sample(space="preactivations", keep=("preactivations",)),
-        lambda: bk.sample_prior(jax.random.key(0), NETWORK, TASK, num_samples=1),
-        train,
-        move_weighted,
-        move_crowd,
+        # What NumPyro compiles itself, and what the package does; the rest in the slow tests.
+        pytest.param(lambda: sample(space="weights", sampler="nuts"), id="NUTS"),
+        pytest.param(move_weighted, id="particles"),
+        pytest.param(move_crowd, id="crowd"),
+        pytest.param(lambda: sample(space="weights"), id="weights", marks=pytest.mark.slow),
+        pytest.param(
+            lambda: sample(space="preactivations", keep=("preactivations",)),
+            id="pre-activations",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda: bk.sample_prior(jax.random.key(0), NETWORK, TASK, num_samples=1),
+            id="prior",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(train, id="train", marks=pytest.mark.slow),
     ],
-    ids=["weights", "NUTS", "pre-activations", "prior", "train", "particles", "crowd"],
 )
 def test_products_are_exact(run, monkeypatch):
     asked, bind = [], dot_general_p.bind

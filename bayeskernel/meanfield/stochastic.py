@@ -40,7 +40,7 @@ _GAIN, _FINE = 0.3, 0.15
 _SETTLING, _AVERAGED, _BALANCED, _MEANS = 24, 64, 0.02, 6
 # Sweeps of a batch at the mean point, least and most batches; relative error of the kernel aimed at and accepted, and the
 # longest last step, of which Wick's law knows most.
-_BATCH, _BATCHES = 8, (8, 48)
+_BATCH, _BATCHES = 4, (8, 96)
 _ACCURACY, _ACCEPTED, _LAST = 0.008, 0.015, 0.01
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
@@ -230,7 +230,7 @@ class CrowdSearch(NamedTuple):
     def _averaged(self, state: _State) -> tuple[Saddle, float]:
         """F around the mean point of a window in which the iteration did not drift, and the shift of curvatures there."""
         for _ in range(_SETTLING):
-            state = self._stepped(state, _FINE)
+            state = self._stepped(state, _GAIN)
         for window in range(_MEANS):
             mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()
             for sweep in range(_AVERAGED):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
+from bayeskernel._precision import jit
 from bayeskernel.conditioning import NULL_SHARE, whitened
 from bayeskernel.likelihood import energy, force
 from bayeskernel.meanfield.prior import prior_recursion
@@ -89,7 +90,7 @@ def near_minimum(
     return C, (Ct + Ct.T) / 2
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jit, static_argnums=(0, 1))
 def _kernel(
     nodes: int, reads: _Reads, K_in: jax.Array, A: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

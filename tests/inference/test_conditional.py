@@ -88,10 +88,8 @@ def test_training_patterns_predict_themselves(general_task, double):
     assert again["output"].to_numpy() == pytest.approx(stored, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    "activation",
-    [pytest.param("erf", marks=pytest.mark.long), pytest.param("linear", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("activation", ["erf", "linear"])
 def test_all_spaces_predict_the_same(activation):
     """Mean and variance of outputs for new patterns, weights against the other spaces."""
     new = np.zeros((3, 2, 2))

@@ -99,7 +99,7 @@ def test_density_and_gradient_of_preactivations(name, double):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(n, marks=pytest.mark.long if n in ("stacked", "own") else pytest.mark.slow)
+        pytest.param(n, marks=pytest.mark.long if n == "stacked" else pytest.mark.slow)
         for n in NETWORKS
     ],
 )

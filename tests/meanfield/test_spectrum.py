@@ -96,12 +96,12 @@ def outlier_z(W, predicted):
     )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_outliers_of_trained_networks_are_those_predicted(trained):
     assert abs(outlier_z(*trained)) < 4
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "planted",
     [
