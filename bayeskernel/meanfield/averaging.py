@@ -15,8 +15,8 @@ Floats = NDArray[np.float64]
 class MeanTarget:
     """Mean of the points (C, Ct) that batches of sweeps ask for, and of their averages.
 
-    The standard error of C is from the scatter of batches. They are merged two by two, and the length that gives the largest
-    error counts: slow modes hide in short ones.
+    The standard error of C is from the scatter of batches. They are merged two by two, and for each entry the length that gives
+    the largest error counts: slow modes hide in short ones, and of few long ones some entries agree by chance.
 
     Attributes
     ----------
@@ -63,11 +63,11 @@ def blended(
 
 
 def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:
-    """Largest standard error of the mean that batches of some length give, (d, d)."""
+    """Largest standard error of each entry of the mean that batches of some length give, (d, d)."""
     values: NDArray[np.floating] = np.array(batches)
     errors = list[Floats]()
     while len(values) >= 3:
         errors.append(values.std(0, ddof=1, dtype=np.float64) / np.sqrt(len(values)))
         odd = len(values) % 2
         values = (values[odd::2] + values[odd + 1 :: 2]) / 2
-    return max(errors, key=np.linalg.norm, default=np.full(values.shape[1:], np.inf))
+    return np.max(errors, axis=0) if errors else np.full(values.shape[1:], np.inf)

@@ -179,6 +179,18 @@ class Wick:
         self._carry: NDArray[np.floating] = self._inverse @ Y[:, fed]
         self._stiff: NDArray[np.floating] = B[self._fed]
         self._entries: Entries = every_entry(self._root.shape[1])
+        self._share: Floats = np.ones(())
+
+    @property
+    def whitener(self) -> Floats:
+        """R^-1 of C = r r^T, (k, n)."""
+        return self._inverse
+
+    def saturating(self, shares: Floats) -> Wick:
+        """The same where products of two whitened activities have such shares of the variance that Wick's law gives, (k, k)."""
+        out = copy(self)
+        out._share = np.sqrt(shares[self._entries.first, self._entries.second])
+        return out
 
     def rounded(self) -> Wick:
         """The same with answers in float32, which take half as long, to steer steps."""
@@ -195,19 +207,19 @@ class Wick:
 
     def spread(self, x: Floats) -> Floats:
         """R x = r X r^T with C = r r^T."""
-        return _congruent(self._spread, self._entries.matrix(x))
+        return _congruent(self._spread, self._relative(x))
 
     def gathered(self, G: Floats) -> Floats:
         """R^T G."""
-        return self._entries.vector(_congruent(self._spread.T, G))
+        return self._share * self._entries.vector(_congruent(self._spread.T, G))
 
     def whitened(self, dC: Floats) -> Floats:
         """R^-1 dC."""
-        return self._entries.vector(self._inverse @ dC @ self._inverse.T)
+        return self._entries.vector(self._inverse @ dC @ self._inverse.T) / self._share
 
     def tilt(self, x: Floats) -> Floats:
         """R^-T x."""
-        return np.asarray(self._inverse.T @ self._entries.matrix(x) @ self._inverse)
+        return np.asarray(self._inverse.T @ self._entries.matrix(x / self._share) @ self._inverse)
 
     def carried(self, dK: Floats) -> Floats:
         """R^-1 Y dK Y^T."""
@@ -223,17 +235,17 @@ class Wick:
 
     def strength(self, x: Floats) -> float:
         """Largest eigenvalue of X in size: the share by which some direction of C changes."""
-        return float(np.max(np.abs(np.linalg.eigvalsh(self._entries.matrix(x))), initial=0.0))
+        return float(np.max(np.abs(np.linalg.eigvalsh(self._relative(x))), initial=0.0))
 
     def stretched(self, x: Floats) -> Floats:
         """C + r X r^T, eigenvalues of 1 + X raised to `_LEAST` where they are smaller."""
-        values, vectors = np.linalg.eigh(self._entries.matrix(x))
+        values, vectors = np.linalg.eigh(self._relative(x))
         turned = self._root @ vectors
         return self.C + turned * np.maximum(values, _LEAST - 1) @ turned.T
 
     def retracted(self, x: Floats) -> Floats:
         """The change r (X + X^2 / 2) r^T: C + dC is positive definite for every x."""
-        X = self._entries.matrix(x)
+        X = self._relative(x)
         return np.asarray(self._root @ (X + X @ X / 2) @ self._root.T)
 
     def null(self, dC: Floats) -> Floats:
@@ -246,6 +258,10 @@ class Wick:
         """(X G + G X) / 2."""
         half = self._entries.matrix(x) @ self._entries.matrix(slope) / 2
         return self._entries.vector(half + half.T)
+
+    def _relative(self, x: Floats) -> Floats:
+        """X, the change of C relative to itself, (k, k)."""
+        return self._entries.matrix(self._share * x)
 
     def _among_fed(self, block: Floats) -> Floats:
         out = np.zeros_like(self.C)

@@ -59,8 +59,8 @@ def near_minimum(
 
     def value(x: Floats) -> tuple[float, Floats]:
         A = unpacked(x)
-        C, pull, _ = jax.vjp(kernel, A, has_aux=True)
-        C = np.asarray(C)
+        primal, pull, _ = jax.vjp(kernel, A, has_aux=True)
+        C = np.asarray(primal)
         slope = A - np.asarray(pull(force(C, problem) / 2)[0])
         slope = slope[rows, columns]
         slope[own] = slope[own] * A.diagonal() - 1
@@ -80,7 +80,7 @@ def near_minimum(
             value, np.zeros(len(rows)), jac=True, method="L-BFGS-B", options=options, callback=told
         ).x
         A = unpacked(x)
-        C, L = (np.asarray(a) for a in kernel(A))
+        C, L = (np.asarray(a) for a in kernel(jnp.asarray(A)))
     if not np.all(np.isfinite(L)):
         return None
     # Ct = K^-1 - C^-1, without the difference of two inverses where K is nearly singular.

@@ -11,6 +11,7 @@ from bayeskernel.meanfield import branches, crowd, stochastic
 from bayeskernel.meanfield.averaging import MeanTarget
 from bayeskernel.meanfield.branches import displaced
 from bayeskernel.meanfield.fluctuations import FluctuationError
+from bayeskernel.meanfield.laws import Averages
 from bayeskernel.meanfield.newton import Status, lowest_curvature
 from bayeskernel.meanfield.saddle import Saddle
 from bayeskernel.meanfield.solve import posed
@@ -114,6 +115,54 @@ def test_erf_units_against_weighted_particles(monkeypatch):
         assert np.linalg.norm(moving.kernel - theory.kernel) < 5 * np.linalg.norm(error)
 
 
+def test_fourth_moments_tell_how_far_modes_saturate():
+    """Nothing of Gaussian activities; a mode of two values, whose square is the same everywhere, down to its smallest part."""
+    rng = np.random.default_rng(0)
+    z, n = rng.standard_normal((2048, 4)), 4
+    sites = SimpleNamespace(members=np.arange(n))
+    gaussian = z @ rng.standard_normal((n, n))
+    signs = np.sign(z[:, :1]) * [1.0, 1.0, 1.0, 1.0]
+    for activity, top, rest in ((gaussian, 1.0, 1.0), (signs + 0.02 * z, crowd._LEAST, 1.0)):
+        C = activity.T @ activity / len(activity)
+        law = Averages(C, np.eye(n), np.eye(n), np.zeros(n)).law(slice(0, n))
+        shares = crowd.Crowd(sites, None, None, activity.astype(np.float32)).saturation(law)
+        assert shares[-1, -1] == pytest.approx(top, abs=0.15)
+        assert np.mean(shares[:-1, :-1]) == pytest.approx(rest, abs=0.15)
+
+
+def test_answers_of_saturating_modes_are_those_of_their_variances():
+    """<(phi phi^T) (phi phi^T)> between products of whitened activities, on the diagonal; R and its inverses follow."""
+    rng = np.random.default_rng(1)
+    C = np.cov(rng.standard_normal((4, 50)))
+    wick = Averages(C, np.eye(4), np.eye(4), np.zeros(4)).law(slice(0, 4))
+    shares = rng.uniform(0.2, 1.0, (4, 4))
+    law = wick.saturating((shares + shares.T) / 2)
+    for k, x in enumerate(np.eye(law.size)):
+        answer = law.spread(law.gathered(wick.tilt(x)))
+        i, j = (index[k] for index in np.triu_indices(4))
+        np.testing.assert_allclose(
+            answer, (shares + shares.T)[i, j] / 2 * wick.spread(x), atol=1e-12
+        )
+        np.testing.assert_allclose(law.whitened(law.spread(x)), x, atol=1e-12)
+        np.testing.assert_allclose(law.gathered(law.tilt(x)), x, atol=1e-12)
+
+
+@pytest.mark.parametrize("saturating", [True, False])
+def test_a_coherent_mode_that_saturates_settles(monkeypatch, saturating):
+    """Eight digits of a class at a strong signal: by Wick's law alone the mean of a few points is out of balance."""
+    if not saturating:
+        monkeypatch.setattr(crowd.Crowd, "saturation", lambda _, law: np.ones(2 * (len(law.C),)))
+    monkeypatch.setattr(stochastic, "_AVERAGED", 16)
+    monkeypatch.setattr(stochastic, "_MEANS", 1)
+    network, task = (
+        bk.Network(64, "erf", noise=0.3),
+        bk.tasks.digits(patterns_per_class=8, steps=4).scaled(2.0),
+    )
+    search = posed(network, task, None, 1e-7, 200, None)
+    saddle, _ = search._averaged(search._approached(search._prior()))
+    assert (saddle.residual < stochastic._BALANCED) == saturating
+
+
 def test_the_error_of_a_mean_target_finds_slow_modes():
     """Independent batches give sd / sqrt n; what persists for eight of them gives what an eighth as many do."""
     rng = np.random.default_rng(0)
@@ -137,7 +186,7 @@ def test_a_last_step_leaves_what_noise_shifts():
     saddle = search.solutions(every_branch=True)[0].saddle
     size = saddle.problem.size
     target = exact.kernel.reshape(size, size)
-    off = displaced(saddle, 0.3 * lowest_curvature(saddle)[1])
+    off = displaced(saddle, 0.4 * lowest_curvature(saddle)[1])
     saddle = Saddle(search.problem, off, saddle.laws)
     answer = search._measured(saddle, 0.0)
     error = np.linalg.norm(answer.mean.error)
