@@ -79,7 +79,7 @@ class Crowd:
         """Variances of products of two whitened activities, (k, k), as shares of Wick's, at most 1.
 
         A mode in which units are coherent saturates: they agree on its square, and it hardly answers to a tilt. That of
-        the classes of 64 digits has a quarter of Wick's variance.
+        the classes of sixteen digits (d = 64) has a quarter of Wick's variance.
         """
         y = self._activity @ law.whitener.T.astype(np.float32)
         second, fourth = y.T @ y / len(y), (y**2).T @ y**2 / len(y)

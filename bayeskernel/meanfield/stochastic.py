@@ -8,8 +8,8 @@ particles say while it stays where it is; the scatter of batches is its error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -27,6 +27,8 @@ from bayeskernel.meanfield.sites import groups
 from bayeskernel.problem import Problem
 
 Floats = NDArray[np.float64]
+# Laws that steer steps, from averages over particles at a point.
+_Steering: TypeAlias = Callable[[tuple[Averages, ...], Point], tuple[Law, ...]]
 
 # Fewest sweeps while the signal is raised, the strength of a step at which it waits, in units of its noise; most sweeps on the
 # way, those of a window: the way is over when steps of one are no shorter than this share of those of the one before.
@@ -35,7 +37,7 @@ _RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
 _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gains on the way and of points that are averaged, whose scatter shifts their mean.
 _GAIN, _FINE = 0.3, 0.15
-# Sweeps until the iteration has forgotten where it began, and of a mean point, whose residual must be small: stiff directions
+# Sweeps until particles have forgotten where they began, and of a mean point, whose residual must be small: stiff directions
 # are out of balance as long as soft ones drift. Most mean points.
 _SETTLING, _AVERAGED, _BALANCED, _MEANS = 24, 64, 0.02, 6
 # Sweeps of a batch at the mean point, least and most batches; relative error of the kernel aimed at and accepted, and the
@@ -101,12 +103,12 @@ class CrowdSearch(NamedTuple):
         """The solution that a point leads to, off saddles."""
         for left in reversed(range(_DESCENTS)):
             try:
-                saddle, shift = self._averaged(self._approached(start))
+                saddle = self._averaged(self._approached(start))
                 curvature, x = self._lowest(saddle)
                 if curvature < -NOISY and left:
                     start = displaced(saddle, PUSH * x)
                     continue
-                answer = self._measured(saddle, shift)
+                answer = self._measured(saddle, max(0.0, _SOFT - curvature))
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
             start = answer.saddle.point
@@ -175,13 +177,12 @@ class CrowdSearch(NamedTuple):
             averages.append(own)
         return point._replace(nodes=tuple(crowds)), tuple(averages)
 
-    def _stepped(self, state: _State, largest: float) -> _State:
-        """A sweep, and a share of the step of Newton's method that its averages ask for."""
+    def _stepped(self, state: _State, largest: float, steering: _Steering) -> _State:
+        """A sweep, and a share of the step of Newton's method that its averages ask for by some laws."""
         point, averages = self._swept(state.point)
         smooth = blended(state.smooth, averages, largest)
-        saddle = Saddle(self.problem, point, _saturating(smooth, point), averages)
-        radius = np.sqrt(self.problem.size)
-        x, shift = _newton_step(saddle, radius, state.shift)
+        saddle = Saddle(self.problem, point, steering(smooth, point), averages)
+        x, shift = _newton_step(saddle, np.sqrt(self.problem.size), state.shift)
         strength = saddle.strength(x)
         if strength > _BOLD:
             x, shift = _BOLD / strength * x, shift + _STIFFENED
@@ -207,7 +208,7 @@ class CrowdSearch(NamedTuple):
                 # Directions that grow a thousandfold need to be followed.
                 signal = min(1.0, signal + max(0.0, 1 - state.strength / held) / _RAISED)
             calm = calm + 1 if signal == 1 else 0
-            state = self._scaled(signal)._stepped(state, _GAIN)
+            state = self._scaled(signal)._stepped(state, _GAIN, _unsaturated)
             strengths.append(state.strength)
             self._report("approach", sweep, state.strength)
             before, last = strengths[-2 * _WINDOW : -_WINDOW], strengths[-_WINDOW:]
@@ -223,18 +224,18 @@ class CrowdSearch(NamedTuple):
 
     def _softened(self, state: _State) -> tuple[_State, bool]:
         """The state with no more shift than makes its softest direction as stiff as `_SOFT`, and whether there was more."""
-        saddle = Saddle(self.problem, state.point, _rounded(_laws(state.smooth, state.point)))
+        saddle = Saddle(self.problem, state.point, _unsaturated(state.smooth, state.point))
         shift = max(0.0, _SOFT - lowest_curvature(saddle)[0])
         return state._replace(shift=shift), state.shift > shift + _SOFT
 
-    def _averaged(self, state: _State) -> tuple[Saddle, float]:
-        """F around the mean point of a window in which the iteration did not drift, and the shift of curvatures there."""
+    def _averaged(self, state: _State) -> Saddle:
+        """F around the mean point of a window in which the iteration did not drift."""
         for _ in range(_WINDOW):
-            state = self._stepped(state, _FINE)
+            state = self._stepped(state, _GAIN, _saturating)._replace(shift=state.shift)
         for window in range(_MEANS):
             mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()
             for sweep in range(_AVERAGED):
-                state = self._stepped(state, _FINE)
+                state = self._stepped(state, _FINE, _unsaturated)
                 mean += np.array([state.point.C, state.point.Ct]) / _AVERAGED
                 averages = blended(averages, state.averages, 1 / (sweep + 1))
                 self._report("average", window * _AVERAGED + sweep, state.strength)
@@ -242,7 +243,7 @@ class CrowdSearch(NamedTuple):
             saddle = Saddle(self.problem, point, _laws(averages, point))
             if saddle.residual < _BALANCED:
                 break
-        return saddle, state.shift
+        return saddle
 
     def _measured(self, saddle: Saddle, shift: float) -> _Answer:
         """A step of Newton's method by what sweeps at one point ask for: what noise did to the iteration is left behind.
@@ -298,11 +299,16 @@ def _laws(averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
     return tuple(own.law(nodes.sites.fed) for own, nodes in pairs)
 
 
-def _saturating(averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
-    """The same, in float32, where coherent modes saturate: what steers the iteration.
+def _unsaturated(averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
+    """Wick's laws of the averages of all groups, for steps."""
+    return _rounded(_laws(averages, point))
 
-    They settle several times as fast. For a last step this is no better than Wick's law: saturation of the answer to K is
-    left out, which makes soft modes that are none.
+
+def _saturating(averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
+    """The same where coherent modes saturate: they settle several times as fast.
+
+    Saturation of the answer to K is left out, which may make soft modes, even saddles, that are none: for a few steps close to
+    a solution, which Wick's law itself finds, judges and makes a last step to.
     """
     laws = list[Law]()
     for law, nodes in zip(_laws(averages, point), point.nodes, strict=True):
