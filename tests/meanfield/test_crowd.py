@@ -59,11 +59,12 @@ def test_linear_units_against_their_closed_form(sharing):
 def test_answers_that_steer_steps_are_rounded_and_no_more():
     """Leaving out sites whose K is given changes no answer, and float32 changes it in its last digits."""
     search = posed(bk.Network(64, "erf", noise=0.3), TASK, None, 1e-7, 200, None)
-    state = search._scaled(0.5)._stepped(stochastic._State(search._prior()), 0.3)
+    state = stochastic._State(search._prior())
+    state = search._scaled(0.5)._stepped(state, 0.3, stochastic._unsaturated)
     laws = (
         tuple(own.law(slice(None)) for own in state.smooth),
         stochastic._laws(state.smooth, state.point),
-        stochastic._rounded(stochastic._laws(state.smooth, state.point)),
+        stochastic._unsaturated(state.smooth, state.point),
     )
     whole, fed, rounded = (Saddle(search.problem, state.point, law, state.averages) for law in laws)
     assert state.point.nodes[0].sites.fed != slice(0, whole.K.shape[0])
@@ -186,11 +187,11 @@ def test_a_last_step_leaves_what_noise_shifts():
     saddle = search.solutions(every_branch=True)[0].saddle
     size = saddle.problem.size
     target = exact.kernel.reshape(size, size)
-    off = displaced(saddle, 0.4 * lowest_curvature(saddle)[1])
+    off = displaced(saddle, 0.3 * lowest_curvature(saddle)[1])
     saddle = Saddle(search.problem, off, saddle.laws)
     answer = search._measured(saddle, 0.0)
     error = np.linalg.norm(answer.mean.error)
-    assert np.linalg.norm(off.C - target) > 8 * error
+    assert np.linalg.norm(off.C - target) > 6 * error
     assert np.linalg.norm(answer.saddle.point.C - target) < 3 * error
     assert answer.step > stochastic._LAST
     assert not answer.solved(1.0)
