@@ -103,12 +103,12 @@ class CrowdSearch(NamedTuple):
         """The solution that a point leads to, off saddles."""
         for left in reversed(range(_DESCENTS)):
             try:
-                saddle = self._averaged(self._approached(start))
+                saddle, shift = self._averaged(self._approached(start))
                 curvature, x = self._lowest(saddle)
                 if curvature < -NOISY and left:
                     start = displaced(saddle, PUSH * x)
                     continue
-                answer = self._measured(saddle, max(0.0, _SOFT - curvature))
+                answer = self._measured(saddle, shift)
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
             start = answer.saddle.point
@@ -228,8 +228,8 @@ class CrowdSearch(NamedTuple):
         shift = max(0.0, _SOFT - lowest_curvature(saddle)[0])
         return state._replace(shift=shift), state.shift > shift + _SOFT
 
-    def _averaged(self, state: _State) -> Saddle:
-        """F around the mean point of a window in which the iteration did not drift."""
+    def _averaged(self, state: _State) -> tuple[Saddle, float]:
+        """F around the mean point of a window in which the iteration did not drift, and the shift of curvatures there."""
         for _ in range(_WINDOW):
             state = self._stepped(state, _GAIN, _saturating)._replace(shift=state.shift)
         for window in range(_MEANS):
@@ -243,7 +243,7 @@ class CrowdSearch(NamedTuple):
             saddle = Saddle(self.problem, point, _laws(averages, point))
             if saddle.residual < _BALANCED:
                 break
-        return saddle
+        return saddle, state.shift
 
     def _measured(self, saddle: Saddle, shift: float) -> _Answer:
         """A step of Newton's method by what sweeps at one point ask for: what noise did to the iteration is left behind.

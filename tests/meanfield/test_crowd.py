@@ -160,7 +160,7 @@ def test_a_coherent_mode_that_saturates_settles(monkeypatch, saturating):
         bk.tasks.digits(patterns_per_class=8, steps=4).scaled(2.0),
     )
     search = posed(network, task, None, 1e-7, 200, None)
-    saddle = search._averaged(search._approached(search._prior()))
+    saddle, _ = search._averaged(search._approached(search._prior()))
     assert (saddle.residual < stochastic._BALANCED) == saturating
 
 
