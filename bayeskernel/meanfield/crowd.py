@@ -46,16 +46,12 @@ class Crowd:
         h = K^(1/2) z, shape (M, n), float32. The symmetric root follows K through ranks that come and go.
     step
         Of the Hamiltonian transitions, adapted as they go.
-    activity
-        Of some of them after the last sweep, shape (m, n).
     """
 
     random = True
 
-    def __init__(
-        self, sites: Sites, z: jax.Array, step: jax.Array, activity: NDArray[np.float32]
-    ) -> None:
-        self.sites, self.z, self.step, self._activity = sites, z, step, activity
+    def __init__(self, sites: Sites, z: jax.Array, step: jax.Array) -> None:
+        self.sites, self.z, self.step = sites, z, step
 
     def swept(
         self, K: Floats, Ct: Floats, key: jax.Array, sweeps: int, *, symmetric: bool
@@ -65,36 +61,37 @@ class Crowd:
         z, step, tilt = self.z, self.step, jnp.asarray(Ct, jnp.float32)
         parts = list[list[Floats]]()
         for own_key in jax.random.split(key, sweeps):
-            z, step, activity, moments = _sweep(self.sites.phi, z, root, tilt, own_key, step)
+            z, step, moments = _sweep(self.sites.phi, z, root, tilt, own_key, step)
             parts.append([np.asarray(value, np.float64) for value in moments])
         own = _Moments(*(np.mean(part, axis=0) for part in zip(*parts, strict=True)))
         even = self.sites.parity == 0 if symmetric else np.ones_like(self.sites.parity, bool)
         Y = np.diag(own.slope) + own.pulled
         B = own.slopes * Ct + own.pulls + np.diag(own.bend)
         kept = [np.where(even, moment, 0.0) for moment in (own.C, Y, (B + B.T) / 2)]
-        crowd = Crowd(self.sites, z, step, np.asarray(activity))
-        return crowd, Averages(kept[0], kept[1], kept[2], np.asarray(own.mean))
+        return Crowd(self.sites, z, step), Averages(kept[0], kept[1], kept[2], np.asarray(own.mean))
 
-    def saturation(self, law: Wick) -> Floats:
+    def saturation(self, law: Wick, K: Floats) -> Floats:
         """Variances of products of two whitened activities, (k, k), as shares of Wick's, at most 1.
 
         A mode in which units are coherent saturates: they agree on its square, and it hardly answers to a tilt. That of
         the classes of sixteen digits (d = 64) has a quarter of Wick's variance.
         """
-        y = self._activity @ law.whitener.T.astype(np.float32)
+        y = self.sites.phi.values(self._reached(np.arange(_WATCHED), K)) @ law.whitener.T
         second, fourth = y.T @ y / len(y), (y**2).T @ y**2 / len(y)
         wick = second.diagonal()[:, None] * second.diagonal() + second**2
-        return np.clip((fourth - second**2) / wick, _LEAST, 1.0).astype(np.float64)
+        return np.clip((fourth - second**2) / wick, _LEAST, 1.0)
 
     def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
         """Some of the particles, (count, n)."""
-        chosen = rng.choice(len(self.z), count, replace=False)
-        return np.asarray(self.z, np.float64)[chosen] @ _symmetric_root(K)
+        return self._reached(rng.choice(len(self.z), count, replace=False), K)
 
     def flipped(self, signs: Floats) -> Crowd:
         """The particles under h -> signs h."""
-        own = signs.astype(np.float32)
-        return Crowd(self.sites, self.z * own, self.step, self._activity * own)
+        return Crowd(self.sites, self.z * jnp.asarray(signs, jnp.float32), self.step)
+
+    def _reached(self, chosen: NDArray[np.int64], K: Floats) -> Floats:
+        """The h of some particles, (m, n)."""
+        return np.asarray(self.z, np.float64)[chosen] @ _symmetric_root(K)
 
 
 class _Moments(NamedTuple):
@@ -119,8 +116,7 @@ def many_correlated_sites(problem: Problem) -> bool:
 def from_prior(sites: Sites, rng: np.random.Generator) -> Crowd:
     """Particles of the law without a tilt."""
     half = rng.standard_normal((PARTICLES // 2, len(sites.members)), np.float32)
-    z = jnp.asarray(np.concatenate([half, -half]))
-    return Crowd(sites, z, jnp.float32(0.1), np.zeros((0, half.shape[1]), np.float32))
+    return Crowd(sites, jnp.asarray(np.concatenate([half, -half])), jnp.float32(0.1))
 
 
 def _symmetric_root(K: Floats) -> Floats:
@@ -134,11 +130,10 @@ def _symmetric_root(K: Floats) -> Floats:
 @partial(jit, static_argnums=0)
 def _sweep(
     phi: Activation, z: jax.Array, root: jax.Array, Ct: jax.Array, key: jax.Array, step: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, _Moments]:
-    """Transitions of the particles, then some activities and averages over all."""
+) -> tuple[jax.Array, jax.Array, _Moments]:
+    """Transitions of the particles, then averages over them."""
     z, step = transitions(phi, z, root, Ct, key, step, _TRANSITIONS, _KICKS)
-    h = z @ root.T
-    return z, step, phi.function(h[:_WATCHED]), _moments(phi, h, Ct)
+    return z, step, _moments(phi, z @ root.T, Ct)
 
 
 def _moments(phi: Activation, h: jax.Array, Ct: jax.Array) -> _Moments:

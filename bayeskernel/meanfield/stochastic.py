@@ -228,10 +228,24 @@ class CrowdSearch(NamedTuple):
         shift = max(0.0, _SOFT - lowest_curvature(saddle)[0])
         return state._replace(shift=shift), state.shift > shift + _SOFT
 
+    def _saturating(self, averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
+        """Wick's laws, for steps, where coherent modes saturate: they settle several times as fast.
+
+        Saturation of the answer to K is left out, which may make soft modes, even saddles, that are none: for a few steps close
+        to a solution, which Wick's law itself finds, judges and makes a last step to.
+        """
+        K, laws = self.problem.preactivation_kernel(point.C), list[Law]()
+        for law, nodes in zip(_laws(averages, point), point.nodes, strict=True):
+            assert isinstance(law, Wick)
+            assert isinstance(nodes, Crowd)
+            saturation = nodes.saturation(law, K[nodes.sites.block])
+            laws.append(law.rounded().saturating(saturation))
+        return tuple(laws)
+
     def _averaged(self, state: _State) -> tuple[Saddle, float]:
         """F around the mean point of a window in which the iteration did not drift, and the shift of curvatures there."""
         for _ in range(_WINDOW):
-            state = self._stepped(state, _GAIN, _saturating)._replace(shift=state.shift)
+            state = self._stepped(state, _GAIN, self._saturating)._replace(shift=state.shift)
         for window in range(_MEANS):
             mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()
             for sweep in range(_AVERAGED):
@@ -302,20 +316,6 @@ def _laws(averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
 def _unsaturated(averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
     """Wick's laws of the averages of all groups, for steps."""
     return _rounded(_laws(averages, point))
-
-
-def _saturating(averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
-    """The same where coherent modes saturate: they settle several times as fast.
-
-    Saturation of the answer to K is left out, which may make soft modes, even saddles, that are none: for a few steps close to
-    a solution, which Wick's law itself finds, judges and makes a last step to.
-    """
-    laws = list[Law]()
-    for law, nodes in zip(_laws(averages, point), point.nodes, strict=True):
-        assert isinstance(law, Wick)
-        assert isinstance(nodes, Crowd)
-        laws.append(law.rounded().saturating(nodes.saturation(law)))
-    return tuple(laws)
 
 
 def _rounded(laws: tuple[Law, ...]) -> tuple[Law, ...]:

@@ -120,13 +120,13 @@ def test_fourth_moments_tell_how_far_modes_saturate():
     """Nothing of Gaussian activities; a mode of two values, whose square is the same everywhere, down to its smallest part."""
     rng = np.random.default_rng(0)
     z, n = rng.standard_normal((2048, 4)), 4
-    sites = SimpleNamespace(members=np.arange(n))
+    sites = SimpleNamespace(members=np.arange(n), phi=bk.Network(8, "linear").phi)
     gaussian = z @ rng.standard_normal((n, n))
     signs = np.sign(z[:, :1]) * [1.0, 1.0, 1.0, 1.0]
     for activity, top, rest in ((gaussian, 1.0, 1.0), (signs + 0.02 * z, crowd._LEAST, 1.0)):
         C = activity.T @ activity / len(activity)
         law = Averages(C, np.eye(n), np.eye(n), np.zeros(n)).law(slice(0, n))
-        shares = crowd.Crowd(sites, None, None, activity.astype(np.float32)).saturation(law)
+        shares = crowd.Crowd(sites, activity, None).saturation(law, np.eye(n))
         assert shares[-1, -1] == pytest.approx(top, abs=0.15)
         assert np.mean(shares[:-1, :-1]) == pytest.approx(rest, abs=0.15)
 
@@ -152,7 +152,7 @@ def test_answers_of_saturating_modes_are_those_of_their_variances():
 def test_a_coherent_mode_that_saturates_settles(monkeypatch, saturating):
     """Eight digits of a class at a strong signal: by Wick's law alone the mean of a few points is out of balance."""
     if not saturating:
-        monkeypatch.setattr(crowd.Crowd, "saturation", lambda _, law: np.ones(2 * (len(law.C),)))
+        monkeypatch.setattr(crowd.Crowd, "saturation", lambda _, law, K: np.ones_like(K))
     monkeypatch.setattr(stochastic, "_AVERAGED", 16)
     monkeypatch.setattr(stochastic, "_MEANS", 1)
     network, task = (
@@ -179,7 +179,7 @@ def test_the_error_of_a_mean_target_finds_slow_modes():
     assert 0.9 < np.linalg.norm(slow.error) / (np.sqrt(8) * norm) < 1.3
 
 
-def test_a_last_step_leaves_what_noise_shifts():
+def test_a_last_step_leaves_what_noise_shifts(monkeypatch):
     """From a mean point that is off by several errors, and with an error that their scatter confirms."""
     network = bk.Network(512, lambda h: 1.0 * h, noise=0.3)
     exact = bk.solve(bk.Network(512, "linear", noise=0.3), TASK)
@@ -189,9 +189,10 @@ def test_a_last_step_leaves_what_noise_shifts():
     target = exact.kernel.reshape(size, size)
     off = displaced(saddle, 0.3 * lowest_curvature(saddle)[1])
     saddle = Saddle(search.problem, off, saddle.laws)
+    monkeypatch.setattr(stochastic, "_BATCHES", (16, 96))  # 64 sweeps at least
     answer = search._measured(saddle, 0.0)
     error = np.linalg.norm(answer.mean.error)
-    assert np.linalg.norm(off.C - target) > 6 * error
+    assert np.linalg.norm(off.C - target) > 8 * error
     assert np.linalg.norm(answer.saddle.point.C - target) < 3 * error
     assert answer.step > stochastic._LAST
     assert not answer.solved(1.0)
