@@ -46,10 +46,10 @@ MOST_COORDINATES = 64 * 65 // 2
 _MOST_SITES = 256
 # Random directions beyond: what data change of variances is known to about a fifth. Accuracy and number of products of a solve.
 _PROBES, _SOLVED, _PRODUCTS = 48, 1e-2, 200
-# Displacement for second differences of the gradient, in standard deviations of one unit.
-_DISPLACEMENT = 0.01
-# Particles that third derivatives are averaged over.
-_THINNED = 4096
+# Displacement for second differences of the gradient, in standard deviations of one unit, and particles they are averaged over;
+# where those cross kinks, whose noise falls with M^(-1/2) and the displacement to -3/2.
+_DISPLACEMENT, _THINNED = 0.01, 4096
+_OVER_KINKS, _CROSSING = 0.1, 65536
 _SEED = 0
 _AT_A_SADDLE = (
     "fluctuations exist around a minimum; this solution is a saddle, or Wick's law sees one"
@@ -173,12 +173,14 @@ class Fluctuations:
         """N (<C> - C*), shape (d, d)."""
         saddle, problem, k = self._saddle, self._problem, self._saddle.size
         # Displacements may break a symmetry.
-        point = _thinned(saddle.point)._replace(symmetric=False)
+        kinks = not problem.phi.smooth and any(nodes.random for nodes in saddle.point.nodes)
+        displacement, count = (_OVER_KINKS, _CROSSING) if kinks else (_DISPLACEMENT, _THINNED)
+        point = _thinned(saddle.point, count)._replace(symmetric=False)
         centre, total = self._gradient(point, np.zeros(2 * k)), np.zeros(2 * k)
         for weight, direction in self._directions():
-            step = _DISPLACEMENT * direction
+            step = displacement * direction
             second = self._gradient(point, step) + self._gradient(point, -step) - 2 * centre
-            total += weight * second / _DISPLACEMENT**2
+            total += weight * second / displacement**2
         slope = 2 * log_determinant_slope(saddle.point.C, problem)
         if not problem.mean_field:
             slope = slope - force(saddle.point.C, problem)
@@ -257,6 +259,6 @@ def _accurate(saddle: Saddle) -> Saddle:
     return Saddle(saddle.problem, saddle.point._replace(nodes=own))
 
 
-def _thinned(point: Point) -> Point:
-    nodes = tuple(n.thinned(_THINNED) if isinstance(n, Particles) else n for n in point.nodes)
+def _thinned(point: Point, count: int) -> Point:
+    nodes = tuple(n.thinned(count) if isinstance(n, Particles) else n for n in point.nodes)
     return point._replace(nodes=nodes)
