@@ -46,10 +46,9 @@ MOST_COORDINATES = 64 * 65 // 2
 _MOST_SITES = 256
 # Random directions beyond: what data change of variances is known to about a fifth. Accuracy and number of products of a solve.
 _PROBES, _SOLVED, _PRODUCTS = 48, 1e-2, 200
-# Displacement for second differences of the gradient, in standard deviations of one unit, and particles they are averaged over;
-# where those cross kinks, whose noise falls with M^(-1/2) and the displacement to -3/2.
-_DISPLACEMENT, _THINNED = 0.01, 4096
-_OVER_KINKS, _CROSSING = 0.1, 65536
+# Displacement for second differences of the gradient, in standard deviations of one unit, and number M of particles they are
+# averaged over. Particles that cross a kink make noise, as M^(-1/2) times the displacement to the power of -3/2.
+_SMOOTH, _ACROSS_KINKS = (0.01, 4096), (0.1, 65536)
 _SEED = 0
 _AT_A_SADDLE = (
     "fluctuations exist around a minimum; this solution is a saddle, or Wick's law sees one"
@@ -172,9 +171,9 @@ class Fluctuations:
     def _drift(self) -> Floats:
         """N (<C> - C*), shape (d, d)."""
         saddle, problem, k = self._saddle, self._problem, self._saddle.size
+        crossed = saddle.point.random and not problem.phi.smooth
+        displacement, count = _ACROSS_KINKS if crossed else _SMOOTH
         # Displacements may break a symmetry.
-        kinks = not problem.phi.smooth and any(nodes.random for nodes in saddle.point.nodes)
-        displacement, count = (_OVER_KINKS, _CROSSING) if kinks else (_DISPLACEMENT, _THINNED)
         point = _thinned(saddle.point, count)._replace(symmetric=False)
         centre, total = self._gradient(point, np.zeros(2 * k)), np.zeros(2 * k)
         for weight, direction in self._directions():
