@@ -21,8 +21,9 @@ def megabytes(monkeypatch):
 
 
 def sampled(**options):
-    given = {"num_warmup": 300, "num_samples": 60, "num_chains": 2, "progress": False} | options
-    return bk.sample(jax.random.key(0), NETWORK, bk.tasks.endpoint([[1.0]], [1.0], 3), **given)
+    given = {"num_warmup": 300, "num_samples": 60, "num_chains": 2, "space": "preactivations"}
+    task = bk.tasks.endpoint([[1.0]], [1.0], 3)
+    return bk.sample(jax.random.key(0), NETWORK, task, progress=False, **given | options)
 
 
 def test_kernels_too_large_for_theory(megabytes):
@@ -37,6 +38,8 @@ def test_draws_too_many_for_memory(megabytes, tmp_path):
     assert sampled()["posterior"].sizes["draw"] == 60
     with pytest.raises(InputError, match=r"num_samples: .*checkpoint.*2 \* 120 draws of 21 "):
         sampled(num_samples=120)
+    with pytest.raises(InputError, match=r"num_samples: .*60 draws of 21 "):
+        sampled(space="kernels")  # in float64
     megabytes(0.025)
     with pytest.raises(InputError, match=r"num_samples: .*60 draws of 45 numbers"):
         sampled(keep=["preactivations"])
