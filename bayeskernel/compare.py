@@ -72,6 +72,9 @@ class Comparison:
         Effective number of draws for it, same shape.
     finite_width
         Size of the 1/N shift of each entry, same shape; zero where draws are compared with draws.
+    from_draws
+        Whether theory has no such shift, and its size is estimated entry by entry from the spread of the draws. Where
+        many directions move together it can be several times as large.
     theory_std
         Posterior standard deviation at this width from theory, same shape; NaN where theory has none and beyond 256
         sites, where it takes long: see `MeanField.kernel_std`.
@@ -95,6 +98,7 @@ class Comparison:
     mcse: Floats
     ess: Floats
     finite_width: Floats
+    from_draws: bool
     theory_std: Floats
     z: Floats
     output: Floats
@@ -283,6 +287,11 @@ class Comparison:
                 f"; with d/N = {ratio:.2f} the network is not wide for its task, "
                 f"and finite-width shifts ({100 * share:.0f} % here) beyond the leading one count"
             )
+        if self.from_draws:
+            return (
+                f"; finite-width shift about {100 * share:.2g} %, entry by entry from the draws, "
+                f"several times as large where many entries move together"
+            )
         return f"; finite-width shift {100 * share:.2g} %"
 
 
@@ -316,8 +325,8 @@ def compare(draws: xr.DataTree, theory: MeanField | xr.DataTree) -> Comparison:
     )
     mean, spread, mcse, ess = kernel_moments(own.kernel)
     output, output_mcse, _ = mean_and_error(own.output)
-    std, shift = finite_width(reference, spread)
-    error = np.sqrt(mcse**2 + shift**2 + reference.monte_carlo_error**2)
+    width = finite_width(reference, spread)
+    error = np.sqrt(mcse**2 + width.shift**2 + reference.monte_carlo_error**2)
     difference = mean - reference.kernel
     # Entries without any error (silent units) agree exactly or not at all.
     z = np.divide(difference, error, out=np.where(difference == 0, 0.0, np.inf), where=error > 0)
@@ -328,8 +337,9 @@ def compare(draws: xr.DataTree, theory: MeanField | xr.DataTree) -> Comparison:
         kernel=mean,
         mcse=mcse,
         ess=ess,
-        finite_width=shift,
-        theory_std=std,
+        finite_width=width.shift,
+        from_draws=width.from_draws,
+        theory_std=width.std,
         z=z,
         output=output,
         output_mcse=output_mcse,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -109,7 +110,15 @@ def check_networks(argument: str, draws: xr.DataTree) -> None:
         raise InputError(argument, expected, trained_networks(draws))
 
 
-def finite_width(reference: MeanField | Drawn, spread: Floats) -> tuple[Floats, Floats]:
+class FiniteWidth(NamedTuple):
+    """What width does to each entry: its standard deviation, the size of its 1/N shift, and whether that is from the draws."""
+
+    std: Floats
+    shift: Floats
+    from_draws: bool
+
+
+def finite_width(reference: MeanField | Drawn, spread: Floats) -> FiniteWidth:
     """Standard deviation of each entry and size of its 1/N shift, from theory where it has them.
 
     Where it does not (large kernels, saddles), the draws' spread gives the order of magnitude:
@@ -118,14 +127,15 @@ def finite_width(reference: MeanField | Drawn, spread: Floats) -> tuple[Floats, 
     """
     variance = spread**2
     if isinstance(reference, Drawn):
-        return reference.kernel_spread, np.zeros_like(variance)
+        return FiniteWidth(reference.kernel_spread, np.zeros_like(variance), False)
     std = np.full_like(variance, np.nan)
     if variance.shape[0] * variance.shape[1] <= _SPREAD:
         with suppress(FluctuationError):
             std = reference.kernel_std()
     try:
-        return std, np.abs(reference.kernel_shift())
+        return FiniteWidth(std, np.abs(reference.kernel_shift()), False)
     except FluctuationError:
         size = np.sqrt(np.einsum("tata->ta", reference.kernel))
         scale = np.einsum("ta,sb->tasb", size, size)
-        return std, np.divide(variance, scale, out=np.zeros_like(variance), where=scale > 0)
+        shift = np.divide(variance, scale, out=np.zeros_like(variance), where=scale > 0)
+        return FiniteWidth(std, shift, True)

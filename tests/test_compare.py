@@ -158,6 +158,9 @@ def test_large_kernels_take_their_finite_width_scale_from_the_draws(theory, monk
     # Standard deviations come from random directions.
     assert row["theory_std"] == pytest.approx(theory.kernel_std()[1, 0, 2, 0], rel=0.3)
     assert cmp.agrees
+    assert cmp.from_draws
+    assert "several times as large where many entries move together" in cmp.verdict
+    assert "from the draws" not in bk.compare(draws, theory).verdict
 
 
 def test_few_draws_give_no_verdict(theory):

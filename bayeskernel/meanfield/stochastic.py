@@ -35,8 +35,8 @@ _Steering: TypeAlias = Callable[[tuple[Averages, ...], Point], tuple[Law, ...]]
 _RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
 # The share by which a step may change any direction of C, and by which one of Newton's may, which is gone in several.
 _STRONGEST, _BOLD = 0.3, 1.0
-# Largest gains on the way and of points that are averaged, whose scatter shifts their mean.
-_GAIN, _FINE = 0.3, 0.15
+# Largest gain, and sweeps between points that are averaged, whose scatter shifts their mean.
+_GAIN, _BETWEEN = 0.3, 2
 # Sweeps until particles have forgotten where they began, and of a mean point, whose residual must be small: stiff directions
 # are out of balance as long as soft ones drift. Most mean points.
 _SETTLING, _AVERAGED, _BALANCED, _MEANS = 24, 64, 0.02, 6
@@ -177,10 +177,10 @@ class CrowdSearch(NamedTuple):
             averages.append(own)
         return point._replace(nodes=tuple(crowds)), tuple(averages)
 
-    def _stepped(self, state: _State, largest: float, steering: _Steering) -> _State:
-        """A sweep, and a share of the step of Newton's method that its averages ask for by some laws."""
-        point, averages = self._swept(state.point)
-        smooth = blended(state.smooth, averages, largest)
+    def _stepped(self, state: _State, steering: _Steering, sweeps: int = 1) -> _State:
+        """Sweeps, and a share of the step of Newton's method that their averages ask for by some laws."""
+        point, averages = self._swept(state.point, sweeps)
+        smooth = blended(state.smooth, averages, _GAIN)
         saddle = Saddle(self.problem, point, steering(smooth, point), averages)
         x, shift = _newton_step(saddle, np.sqrt(self.problem.size), state.shift)
         strength = saddle.strength(x)
@@ -193,7 +193,7 @@ class CrowdSearch(NamedTuple):
         dCt = Ct - point.Ct
         # Where a tilt comes near K^-1, answers to it have a pole.
         gain = min(
-            largest, _STRONGEST / max(min(strength, _BOLD), saddle.strength(saddle.gathered(dCt)))
+            _GAIN, _STRONGEST / max(min(strength, _BOLD), saddle.strength(saddle.gathered(dCt)))
         )
         point = point._replace(C=point.C + gain * (C - point.C), Ct=point.Ct + gain * dCt)
         return _State(point, smooth, averages, strength, shift)
@@ -208,7 +208,7 @@ class CrowdSearch(NamedTuple):
                 # Directions that grow a thousandfold need to be followed.
                 signal = min(1.0, signal + max(0.0, 1 - state.strength / held) / _RAISED)
             calm = calm + 1 if signal == 1 else 0
-            state = self._scaled(signal)._stepped(state, _GAIN, _unsaturated)
+            state = self._scaled(signal)._stepped(state, _unsaturated)
             strengths.append(state.strength)
             self._report("approach", sweep, state.strength)
             before, last = strengths[-2 * _WINDOW : -_WINDOW], strengths[-_WINDOW:]
@@ -231,8 +231,8 @@ class CrowdSearch(NamedTuple):
     def _saturating(self, averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
         """Wick's laws, for steps, where coherent modes saturate: they settle several times as fast.
 
-        Saturation of the answer to K is left out, which may make soft modes, even saddles, that are none: for a few steps close
-        to a solution, which Wick's law itself finds, judges and makes a last step to.
+        Saturation of the answer to K is left out, which may make soft modes, even saddles, that are none: for steps close to a
+        solution, which Wick's law itself finds, judges and makes a last step to.
         """
         K, laws = self.problem.preactivation_kernel(point.C), list[Law]()
         for law, nodes in zip(_laws(averages, point), point.nodes, strict=True):
@@ -242,17 +242,22 @@ class CrowdSearch(NamedTuple):
             laws.append(law.rounded().saturating(saturation))
         return tuple(laws)
 
+    def _saturated(self, state: _State, sweeps: int = 1) -> _State:
+        """A step by saturating laws, which see soft modes that are none: curvatures are raised by what they were."""
+        return self._stepped(state, self._saturating, sweeps)._replace(shift=state.shift)
+
     def _averaged(self, state: _State) -> tuple[Saddle, float]:
         """F around the mean point of a window in which the iteration did not drift, and the shift of curvatures there."""
         for _ in range(_WINDOW):
-            state = self._stepped(state, _GAIN, self._saturating)._replace(shift=state.shift)
+            state = self._saturated(state)
         for window in range(_MEANS):
             mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()
-            for sweep in range(_AVERAGED):
-                state = self._stepped(state, _FINE, _unsaturated)
-                mean += np.array([state.point.C, state.point.Ct]) / _AVERAGED
-                averages = blended(averages, state.averages, 1 / (sweep + 1))
-                self._report("average", window * _AVERAGED + sweep, state.strength)
+            count = _AVERAGED // _BETWEEN
+            for step in range(count):
+                state = self._saturated(state, _BETWEEN)
+                mean += np.array([state.point.C, state.point.Ct]) / count
+                averages = blended(averages, state.averages, 1 / (step + 1))
+                self._report("average", window * count + step, state.strength)
             point = state.point._replace(C=mean[0], Ct=mean[1])
             saddle = Saddle(self.problem, point, _laws(averages, point))
             if saddle.residual < _BALANCED:

@@ -60,7 +60,7 @@ def test_answers_that_steer_steps_are_rounded_and_no_more():
     """Leaving out sites whose K is given changes no answer, and float32 changes it in its last digits."""
     search = posed(bk.Network(64, "erf", noise=0.3), TASK, None, 1e-7, 200, None)
     state = stochastic._State(search._prior())
-    state = search._scaled(0.5)._stepped(state, 0.3, stochastic._unsaturated)
+    state = search._scaled(0.5)._stepped(state, stochastic._unsaturated)
     laws = (
         tuple(own.law(slice(None)) for own in state.smooth),
         stochastic._laws(state.smooth, state.point),
@@ -192,7 +192,7 @@ def test_a_last_step_leaves_what_noise_shifts(monkeypatch):
     monkeypatch.setattr(stochastic, "_BATCHES", (16, 96))  # 64 sweeps at least
     answer = search._measured(saddle, 0.0)
     error = np.linalg.norm(answer.mean.error)
-    assert np.linalg.norm(off.C - target) > 8 * error
+    assert np.linalg.norm(off.C - target) > 6 * error
     assert np.linalg.norm(answer.saddle.point.C - target) < 3 * error
     assert answer.step > stochastic._LAST
     assert not answer.solved(1.0)
