@@ -247,21 +247,32 @@ class CrowdSearch(NamedTuple):
         return self._stepped(state, self._saturating, sweeps)._replace(shift=state.shift)
 
     def _averaged(self, state: _State) -> tuple[Saddle, float]:
-        """F around the mean point of a window in which the iteration did not drift, and the shift of curvatures there."""
+        """F around the mean point of a window in which the iteration did not drift, and the shift of curvatures there.
+
+        Steps by saturating laws leave least, but run away from some solutions. Then others start where they had.
+        """
         for _ in range(_WINDOW):
             state = self._saturated(state)
+        start, saturated = state, True
         for window in range(_MEANS):
             mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()
             count = _AVERAGED // _BETWEEN
             for step in range(count):
-                state = self._saturated(state, _BETWEEN)
+                if saturated:
+                    state = self._saturated(state, _BETWEEN)
+                    if state.strength > _BOLD:
+                        state, saturated = start, False
+                        break
+                else:
+                    state = self._stepped(state, _unsaturated, _BETWEEN)
                 mean += np.array([state.point.C, state.point.Ct]) / count
                 averages = blended(averages, state.averages, 1 / (step + 1))
                 self._report("average", window * count + step, state.strength)
-            point = state.point._replace(C=mean[0], Ct=mean[1])
-            saddle = Saddle(self.problem, point, _laws(averages, point))
-            if saddle.residual < _BALANCED:
-                break
+            else:
+                point = state.point._replace(C=mean[0], Ct=mean[1])
+                saddle = Saddle(self.problem, point, _laws(averages, point))
+                if saddle.residual < _BALANCED:
+                    break
         return saddle, state.shift
 
     def _measured(self, saddle: Saddle, shift: float) -> _Answer:

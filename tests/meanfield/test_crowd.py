@@ -164,6 +164,20 @@ def test_a_coherent_mode_that_saturates_settles(monkeypatch, saturating):
     assert (saddle.residual < stochastic._BALANCED) == saturating
 
 
+def test_steps_that_run_away_are_taken_back(monkeypatch):
+    """The mean is then of other steps, from where they began."""
+
+    def away(self, state, sweeps=1):
+        if sweeps == 1:
+            return state
+        return state._replace(point=state.point._replace(C=2 * state.point.C), strength=2.0)
+
+    monkeypatch.setattr(stochastic.CrowdSearch, "_saturated", away)
+    search = posed(bk.Network(64, "erf", noise=1.0), TASK, None, 1e-7, 200, None)
+    saddle, _ = search._averaged(search._approached(search._prior()))
+    assert saddle.residual < stochastic._BALANCED
+
+
 def test_the_error_of_a_mean_target_finds_slow_modes():
     """Independent batches give sd / sqrt n; what persists for eight of them gives what an eighth as many do."""
     rng = np.random.default_rng(0)
