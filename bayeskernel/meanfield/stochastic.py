@@ -253,26 +253,27 @@ class CrowdSearch(NamedTuple):
         """
         for _ in range(_WINDOW):
             state = self._saturated(state)
-        start, saturated = state, True
+        start, saturated, count = state, True, _AVERAGED // _BETWEEN
         for window in range(_MEANS):
-            mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()
-            count = _AVERAGED // _BETWEEN
-            for step in range(count):
-                if saturated:
-                    state = self._saturated(state, _BETWEEN)
-                    if state.strength > _BOLD:
-                        state, saturated = start, False
-                        break
-                else:
-                    state = self._stepped(state, _unsaturated, _BETWEEN)
+            mean, averages, step = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...](), 0
+            while step < count:
+                state = (
+                    self._saturated(state, _BETWEEN)
+                    if saturated
+                    else self._stepped(state, _unsaturated, _BETWEEN)
+                )
+                if saturated and state.strength > _BOLD:
+                    state, saturated, averages, step = start, False, (), 0
+                    mean = np.zeros_like(mean)
+                    continue
                 mean += np.array([state.point.C, state.point.Ct]) / count
                 averages = blended(averages, state.averages, 1 / (step + 1))
                 self._report("average", window * count + step, state.strength)
-            else:
-                point = state.point._replace(C=mean[0], Ct=mean[1])
-                saddle = Saddle(self.problem, point, _laws(averages, point))
-                if saddle.residual < _BALANCED:
-                    break
+                step += 1
+            point = state.point._replace(C=mean[0], Ct=mean[1])
+            saddle = Saddle(self.problem, point, _laws(averages, point))
+            if saddle.residual < _BALANCED:
+                break
         return saddle, state.shift
 
     def _measured(self, saddle: Saddle, shift: float) -> _Answer:
