@@ -38,8 +38,9 @@ def test_draws_too_many_for_memory(megabytes, tmp_path):
     assert sampled()["posterior"].sizes["draw"] == 60
     with pytest.raises(InputError, match=r"num_samples: .*checkpoint.*2 \* 120 draws of 21 "):
         sampled(num_samples=120)
-    with pytest.raises(InputError, match=r"num_samples: .*60 draws of 21 "):
-        sampled(space="kernels")  # in float64
+    for space in ("kernels", "auto"):  # in float64
+        with pytest.raises(InputError, match=r"num_samples: .*60 draws of 21 "):
+            sampled(space=space)
     megabytes(0.025)
     with pytest.raises(InputError, match=r"num_samples: .*60 draws of 45 numbers"):
         sampled(keep=["preactivations"])

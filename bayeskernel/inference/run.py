@@ -138,10 +138,9 @@ def _sample(
     positive_integer("num_warmup", num_warmup, minimum=0)
     for name, count in (("num_samples", num_samples), ("num_chains", num_chains)):
         positive_integer(name, count)
-    chosen = _choose(space, network, task, keep)
-    double = chosen.name == "kernels" or _double()
     at_once = num_samples if checkpoint is None else 0
-    _check_memory(network, task, keep, at_once, num_chains, double)
+    _check_memory(network, task, space, keep, at_once, num_chains)
+    chosen = _choose(space, network, task, keep)
     if sampler == "auto":
         sampler = "nuts" if chosen.name == "kernels" else "hmc"
     engine = _sampler(chosen.name, chosen.static, sampler, num_warmup, keep)
@@ -163,7 +162,7 @@ def _sample(
     title = f"{chosen.name}, {sampler} ({chosen.reason})"
     with (
         chain_bars(title, num_chains, num_warmup + num_samples, progress) as report,
-        jax.enable_x64(double),
+        jax.enable_x64(chosen.name == "kernels" or _double()),
     ):
         draws, state = chains.run(engine, chosen.data, keys, num_warmup, num_samples, report, kept)
         last = engine.units(state, chosen.data) if units else {}
@@ -215,7 +214,7 @@ def sample_prior(
 
 
 def _check_memory(
-    network: Network, task: Task, keep: tuple[str, ...], draws: int, num_chains: int, double: bool
+    network: Network, task: Task, space: str, keep: tuple[str, ...], draws: int, num_chains: int
 ) -> None:
     """Refuse draws that would not fit, as ``draws`` of each chain or as many as a call into compiled code makes."""
     net = weights.structure(network, task.shape[0])
@@ -231,7 +230,9 @@ def _check_memory(
     else:
         argument, instead, draws = "inputs", "fewer patterns, steps or chains", chains.CHUNK
     made_of = f"{num_chains} * {draws:,} draws of {numbers:,} numbers"
-    size = _COPIES * num_chains * draws * numbers * (8 if double else 4)
+    # Kernel space, where "auto" ends for linear networks, is in float64.
+    kernels = space == "kernels" or (space == "auto" and network.phi.linear and not keep)
+    size = _COPIES * num_chains * draws * numbers * (8 if kernels or _double() else 4)
     check_memory(argument, made_of, size, instead)
 
 

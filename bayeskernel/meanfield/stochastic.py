@@ -208,7 +208,7 @@ class CrowdSearch(NamedTuple):
                 # Directions that grow a thousandfold need to be followed.
                 signal = min(1.0, signal + max(0.0, 1 - state.strength / held) / _RAISED)
             calm = calm + 1 if signal == 1 else 0
-            state = self._scaled(signal)._stepped(state, _unsaturated)
+            state = self._scaled(signal)._wick_step(state)
             strengths.append(state.strength)
             self._report("approach", sweep, state.strength)
             before, last = strengths[-2 * _WINDOW : -_WINDOW], strengths[-_WINDOW:]
@@ -242,34 +242,41 @@ class CrowdSearch(NamedTuple):
             laws.append(law.rounded().saturating(saturation))
         return tuple(laws)
 
-    def _saturated(self, state: _State, sweeps: int = 1) -> _State:
+    def _wick_step(self, state: _State, sweeps: int = 1) -> _State:
+        """A step by Wick's laws."""
+        return self._stepped(state, _unsaturated, sweeps)
+
+    def _saturating_step(self, state: _State, sweeps: int = 1) -> _State:
         """A step by saturating laws, which see soft modes that are none: curvatures are raised by what they were."""
         return self._stepped(state, self._saturating, sweeps)._replace(shift=state.shift)
 
     def _averaged(self, state: _State) -> tuple[Saddle, float]:
-        """F around the mean point of a window in which the iteration did not drift, and the shift of curvatures there.
+        """F around a mean point in balance, and the shift of curvatures there.
 
         Steps by saturating laws leave least, but run away from some solutions. Then others start where they had.
         """
         for _ in range(_WINDOW):
-            state = self._saturated(state)
-        start, saturated, count = state, True, _AVERAGED // _BETWEEN
+            state = self._saturating_step(state)
+        settled = self._settled(state, self._saturating_step, _BOLD)
+        if settled is None:
+            settled = self._settled(state, self._wick_step, np.inf)
+        assert settled is not None
+        return settled
+
+    def _settled(
+        self, state: _State, stepped: Callable[[_State, int], _State], longest: float
+    ) -> tuple[Saddle, float] | None:
+        """F around the mean point of a window in which steps did not drift, and the shift; nothing where one is too long."""
+        count = _AVERAGED // _BETWEEN
         for window in range(_MEANS):
-            mean, averages, step = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...](), 0
-            while step < count:
-                state = (
-                    self._saturated(state, _BETWEEN)
-                    if saturated
-                    else self._stepped(state, _unsaturated, _BETWEEN)
-                )
-                if saturated and state.strength > _BOLD:
-                    state, saturated, averages, step = start, False, (), 0
-                    mean = np.zeros_like(mean)
-                    continue
+            mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()
+            for step in range(count):
+                state = stepped(state, _BETWEEN)
+                if state.strength > longest:
+                    return None
                 mean += np.array([state.point.C, state.point.Ct]) / count
                 averages = blended(averages, state.averages, 1 / (step + 1))
                 self._report("average", window * count + step, state.strength)
-                step += 1
             point = state.point._replace(C=mean[0], Ct=mean[1])
             saddle = Saddle(self.problem, point, _laws(averages, point))
             if saddle.residual < _BALANCED:

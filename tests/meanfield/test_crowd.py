@@ -172,7 +172,7 @@ def test_steps_that_run_away_are_taken_back(monkeypatch):
             return state
         return state._replace(point=state.point._replace(C=2 * state.point.C), strength=2.0)
 
-    monkeypatch.setattr(stochastic.CrowdSearch, "_saturated", away)
+    monkeypatch.setattr(stochastic.CrowdSearch, "_saturating_step", away)
     search = posed(bk.Network(64, "erf", noise=1.0), TASK, None, 1e-7, 200, None)
     saddle, _ = search._averaged(search._approached(search._prior()))
     assert saddle.residual < stochastic._BALANCED
@@ -197,7 +197,7 @@ def test_a_last_step_leaves_what_noise_shifts(monkeypatch):
     """From a mean point that is off by several errors, and with an error that their scatter confirms."""
     network = bk.Network(512, lambda h: 1.0 * h, noise=0.3)
     exact = bk.solve(bk.Network(512, "linear", noise=0.3), TASK)
-    search = posed(network, TASK, None, 1e-7, 200, None)
+    search = posed(network, TASK, jax.random.key(1), 1e-7, 200, None)
     saddle = search.solutions(every_branch=True)[0].saddle
     size = saddle.problem.size
     target = exact.kernel.reshape(size, size)
@@ -206,7 +206,7 @@ def test_a_last_step_leaves_what_noise_shifts(monkeypatch):
     monkeypatch.setattr(stochastic, "_BATCHES", (16, 96))  # 64 sweeps at least
     answer = search._measured(saddle, 0.0)
     error = np.linalg.norm(answer.mean.error)
-    assert np.linalg.norm(off.C - target) > 6 * error
+    assert np.linalg.norm(off.C - target) > 8 * error
     assert np.linalg.norm(answer.saddle.point.C - target) < 3 * error
     assert answer.step > stochastic._LAST
     assert not answer.solved(1.0)
