@@ -208,7 +208,7 @@ class CrowdSearch(NamedTuple):
                 # Directions that grow a thousandfold need to be followed.
                 signal = min(1.0, signal + max(0.0, 1 - state.strength / held) / _RAISED)
             calm = calm + 1 if signal == 1 else 0
-            state = self._scaled(signal)._wick_step(state)
+            state = self._scaled(signal)._stepped(state, _unsaturated)
             strengths.append(state.strength)
             self._report("approach", sweep, state.strength)
             before, last = strengths[-2 * _WINDOW : -_WINDOW], strengths[-_WINDOW:]
@@ -242,31 +242,28 @@ class CrowdSearch(NamedTuple):
             laws.append(law.rounded().saturating(saturation))
         return tuple(laws)
 
-    def _wick_step(self, state: _State, sweeps: int = 1) -> _State:
-        """A step by Wick's laws."""
-        return self._stepped(state, _unsaturated, sweeps)
-
-    def _saturating_step(self, state: _State, sweeps: int = 1) -> _State:
-        """A step by saturating laws, which see soft modes that are none: curvatures are raised by what they were."""
-        return self._stepped(state, self._saturating, sweeps)._replace(shift=state.shift)
-
     def _averaged(self, state: _State) -> tuple[Saddle, float]:
         """F around a mean point in balance, and the shift of curvatures there.
 
         Steps by saturating laws leave least, but run away from some solutions. Then others start where they had.
         """
-        for _ in range(_WINDOW):
-            state = self._saturating_step(state)
-        settled = self._settled(state, self._saturating_step, _BOLD)
+        settled = self._settled(state, self._saturating, _BOLD)
         if settled is None:
-            settled = self._settled(state, self._wick_step, np.inf)
+            settled = self._settled(state, _unsaturated, np.inf)
         assert settled is not None
         return settled
 
     def _settled(
-        self, state: _State, stepped: Callable[[_State, int], _State], longest: float
+        self, state: _State, steering: _Steering, longest: float
     ) -> tuple[Saddle, float] | None:
         """F around the mean point of a window in which steps did not drift, and the shift; nothing where one is too long."""
+
+        def stepped(state: _State, sweeps: int) -> _State:
+            # Neither soft modes that are none nor bold steps are to hold back those that follow.
+            return self._stepped(state, steering, sweeps)._replace(shift=state.shift)
+
+        for _ in range(_WINDOW):
+            state = stepped(state, 1)
         count = _AVERAGED // _BETWEEN
         for window in range(_MEANS):
             mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()

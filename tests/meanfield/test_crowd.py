@@ -167,12 +167,14 @@ def test_a_coherent_mode_that_saturates_settles(monkeypatch, saturating):
 def test_steps_that_run_away_are_taken_back(monkeypatch):
     """The mean is then of other steps, from where they began."""
 
-    def away(self, state, sweeps=1):
-        if sweeps == 1:
-            return state
+    stepped = stochastic.CrowdSearch._stepped
+
+    def away(self, state, steering, sweeps=1):
+        if steering is stochastic._unsaturated:
+            return stepped(self, state, steering, sweeps)
         return state._replace(point=state.point._replace(C=2 * state.point.C), strength=2.0)
 
-    monkeypatch.setattr(stochastic.CrowdSearch, "_saturating_step", away)
+    monkeypatch.setattr(stochastic.CrowdSearch, "_stepped", away)
     search = posed(bk.Network(64, "erf", noise=1.0), TASK, None, 1e-7, 200, None)
     saddle, _ = search._averaged(search._approached(search._prior()))
     assert saddle.residual < stochastic._BALANCED
