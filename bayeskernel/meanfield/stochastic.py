@@ -37,11 +37,11 @@ _RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
 _STRONGEST, _BOLD = 0.3, 1.0
 # Largest gain, and sweeps between points that are averaged, whose scatter shifts their mean.
 _GAIN, _BETWEEN = 0.3, 2
-# Sweeps until particles have forgotten where they began, and of a mean point, whose residual must be small: stiff directions
-# are out of balance as long as soft ones drift. Most mean points.
+# Sweeps until particles have forgotten where they began, and of a mean point, whose residual must be small and whose halves
+# close: stiff directions are out of balance as long as soft ones drift. Most mean points.
 _SETTLING, _AVERAGED, _BALANCED, _MEANS = 24, 64, 0.02, 6
 # Sweeps of a batch at the mean point, least and most batches; relative error of the kernel aimed at and accepted, and the
-# longest last step, of which Wick's law knows most.
+# longest last step, of which Wick's law knows most, and drift that may be left to it.
 _BATCH, _BATCHES = 4, (12, 96)
 _ACCURACY, _ACCEPTED, _LAST = 0.008, 0.015, 0.01
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
@@ -266,17 +266,20 @@ class CrowdSearch(NamedTuple):
             state = stepped(state, 1)
         count = _AVERAGED // _BETWEEN
         for window in range(_MEANS):
-            mean, averages = np.zeros((2, *state.point.C.shape)), tuple[Averages, ...]()
+            # Of C and Ct over both halves of the window.
+            halves, averages = np.zeros((2, 2, *state.point.C.shape)), tuple[Averages, ...]()
             for step in range(count):
                 state = stepped(state, _BETWEEN)
                 if state.strength > longest:
                     return None
-                mean += np.array([state.point.C, state.point.Ct]) / count
+                halves[2 * step // count] += np.array([state.point.C, state.point.Ct]) / (count / 2)
                 averages = blended(averages, state.averages, 1 / (step + 1))
                 self._report("average", window * count + step, state.strength)
-            point = state.point._replace(C=mean[0], Ct=mean[1])
+            C, Ct = halves.mean(0)
+            point = state.point._replace(C=C, Ct=Ct)
             saddle = Saddle(self.problem, point, _laws(averages, point))
-            if saddle.residual < _BALANCED:
+            drift = np.linalg.norm(halves[1, 0] - halves[0, 0]) / np.linalg.norm(C)
+            if saddle.residual < _BALANCED and drift < _LAST:
                 break
         return saddle, state.shift
 
