@@ -14,6 +14,7 @@ from scipy.stats import norm
 
 import bayeskernel as bk
 from bayeskernel.meanfield.fluctuations import Fluctuations
+from bayeskernel.meanfield.predict import joint_problem
 
 WIDTH = 64
 CASES = {
@@ -190,7 +191,12 @@ def test_predictions_agree_with_theory(activation, noise):
     theory = bk.solve(network, task)
     predicted, std = theory.predict(new), theory.predict_std(new)[-1, :, 0]
     mean, monte_carlo = (a[-1, :, 0] for a in (predicted.mean, predicted.monte_carlo_error))
-    extended = [Fluctuations(theory._extended(theory._joint(new[:, a : a + 1]))) for a in range(2)]
+    extended = [
+        Fluctuations(
+            theory._extended(joint_problem(theory.network, theory.task, new[:, a : a + 1]))
+        )
+        for a in range(2)
+    ]
     shifts = [f.shift().output.reshape(3, 3, 1) for f in extended]
     shift = np.array([shift[-1, 2, 0] for shift in shifts]) / width
     values = outputs["output"].to_numpy()

@@ -23,12 +23,13 @@ from scipy.linalg import cho_solve
 
 from bayeskernel._precision import jit
 from bayeskernel.conditioning import NULL_SHARE, whitened
-from bayeskernel.errors import InputError, real_array
+from bayeskernel.errors import InputError
 from bayeskernel.inference import coordinates, readout, record
 from bayeskernel.keys import check_key
 from bayeskernel.network import Network
 from bayeskernel.problem import problem, read_inputs, weight_maps
 from bayeskernel.tasks import Task
+from bayeskernel.tasks.task import new_patterns
 
 Floats = NDArray[np.float64]
 
@@ -124,7 +125,7 @@ def predict(
     Dataset with ``output`` (chain, draw, step, pattern, output_unit), without observation noise.
     """
     record.check_same_run(draws, network, task)
-    new, posterior = _new_inputs(inputs, task), draws["posterior"]
+    new, posterior = new_patterns(inputs, task), draws["posterior"]
     draw: Callable[..., Floats]
     names: tuple[str, ...]
     if "input_weights" in posterior:
@@ -285,15 +286,6 @@ def _outputs_of_weights(
         h[n] = graph.drive[n] * h[n] + np.tensordot(graph.carry[n], h, 1)
         activities[n] = network.phi.values(h[n])
     return _readout(drawn["readout_weights"], activities, network, len(new))
-
-
-def _new_inputs(inputs: ArrayLike, task: Task) -> Floats:
-    array = real_array("inputs", inputs, (3,), "(T, P*, D)")
-    new = Task(array, np.zeros(array.shape[:2])).inputs
-    steps, _, features, _ = task.shape
-    if (new.shape[0], new.shape[2]) != (steps, features):
-        raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
-    return new
 
 
 def _stored(draws: xr.DataTree, name: str) -> NDArray[np.floating]:

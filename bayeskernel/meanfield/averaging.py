@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.meanfield.laws import Averages
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats
 
 
 class MeanTarget:
@@ -20,8 +20,8 @@ class MeanTarget:
 
     Attributes
     ----------
-    error
-        Of the mean C, shape (d, d).
+    C, Ct, error
+        Means, and the error of that of C; shape (d, d).
     averages
         Mean moments of all groups.
     """
@@ -38,16 +38,7 @@ class MeanTarget:
         self._sum += np.array([C, Ct])
         self.error = _error_of_mean(self._C)
         self.averages = blended(self.averages, averages, 1 / len(self._C))
-
-    @property
-    def C(self) -> Floats:
-        """Mean C."""
-        return np.asarray(self._sum[0] / len(self._C))
-
-    @property
-    def Ct(self) -> Floats:
-        """Mean Ct."""
-        return np.asarray(self._sum[1] / len(self._C))
+        self.C, self.Ct = self._sum / len(self._C)
 
     @property
     def relative_error(self) -> float:
@@ -59,7 +50,7 @@ def blended(
     old: tuple[Averages, ...], new: tuple[Averages, ...], share: float
 ) -> tuple[Averages, ...]:
     """Averages of all groups with a share of new ones taken in; the new ones where there are no old."""
-    return tuple(own.blended(other, share) for own, other in zip(old or new, new, strict=True))
+    return jax.tree.map(lambda a, b: a + share * (b - a), old or new, new)
 
 
 def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:

@@ -13,17 +13,21 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bayeskernel.gauge import canonical_signs, distance
 from bayeskernel.meanfield.errors import monte_carlo
-from bayeskernel.meanfield.newton import Descent, Newton, Progress, Status, lowest_curvature
+from bayeskernel.meanfield.newton import (
+    Descent,
+    Newton,
+    Progress,
+    Status,
+    lowest_curvature,
+    renewed,
+)
 from bayeskernel.meanfield.saddle import Point, Saddle, inside
 from bayeskernel.meanfield.sites import read_blocks
 from bayeskernel.meanfield.starts import first_point, prior_point
-from bayeskernel.problem import Problem
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats, Problem
 
 # A stronger signal, from which a second descent comes, and the residual at which it is solved.
 _STRONG_SIGNAL, _STRONGLY = 2.0, 1e-3
@@ -107,8 +111,8 @@ class Search(NamedTuple):
         best = kept[0]
         unbroken = best.start.symmetric and not np.all(self.problem.even)
         small = self.problem.size <= _SEARCHED and not best.start.random
-        searchable = self._driven and (unbroken or small)
-        if every_branch and searchable and best.status is Status.CONVERGED:
+        targets = self.problem.mean_field and any(np.any(r.targets) for r in self.problem.readings)
+        if every_branch and targets and (unbroken or small) and best.status is Status.CONVERGED:
             # Noise of particles alone would leave a symmetric start in any direction.
             leant = _leant(Saddle(self.problem, best.start))[1][:1]
             above = [self._scaled(_STRONG_SIGNAL)._strong(point) for point in leant]
@@ -246,11 +250,6 @@ class Search(NamedTuple):
     def _report(self, stage: str) -> partial[None] | None:
         return None if self.progress is None else partial(self.progress, stage)
 
-    @property
-    def _driven(self) -> bool:
-        """Whether data move the kernel."""
-        return self.problem.mean_field and any(np.any(r.targets) for r in self.problem.readings)
-
     def _scaled(self, signal: float) -> Search:
         return self._replace(problem=self.problem.scaled(signal))
 
@@ -301,14 +300,8 @@ def _rank(solution: Solution) -> tuple[bool, bool, float]:
 
 def _refined(saddle: Saddle, rng: np.random.Generator) -> Point:
     """The point on nodes of full accuracy, more of them where their noise could hide a minimum."""
-    point = saddle.point
-    soft = point.random and lowest_curvature(saddle)[0] < NOISY
-    times = _MORE if soft else 1
-    nodes = tuple(
-        own.refined(law, saddle.K[own.sites.block], point.Ct[own.sites.block], rng, times)
-        for own, law in zip(point.nodes, saddle.laws, strict=True)
-    )
-    return point._replace(nodes=nodes)
+    soft = saddle.point.random and lowest_curvature(saddle)[0] < NOISY
+    return renewed(saddle, rng, _MORE if soft else 1)
 
 
 def _beside(saddle: Saddle) -> list[Point]:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import brentq, minimize_scalar
 from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -26,11 +25,9 @@ from bayeskernel.meanfield.newton import DENSE
 from bayeskernel.meanfield.saddle import Point, Saddle
 from bayeskernel.meanfield.sites import groups
 from bayeskernel.meanfield.solve import Branch, MeanField, solve, solve_raised
-from bayeskernel.network import Network, check_problem
-from bayeskernel.problem import problem
+from bayeskernel.network import Network
+from bayeskernel.problem import Floats, problem
 from bayeskernel.tasks import Task
-
-Floats = NDArray[np.float64]
 
 # Signals tried, relative to the targets as given, until the untied solution is unstable.
 _FIRST, _RATIO, _LAST = 0.05, 1.25, 60.0
@@ -39,7 +36,6 @@ _BELOW = 0.98
 _INCOHERENT, _SIGMAS = 0.02, 5.0
 # Relative accuracy of the coexistence, and how close to the spinodal it is looked for.
 _COEXISTENCE, _UNDER, _MAX_STEPS = 1e-4, 1e-6, 20
-_TOLERANCE = 1e-10
 _EIGENVALUE = 1e-8
 # Eigenvalue given to directions within steps, which are not looked at.
 _ASIDE = 10.0
@@ -97,14 +93,13 @@ def critical_signal(
     NoTransitionError
         If the untied solution stays stable up to sixty times the targets, or nothing is shared.
     """
-    check_problem(network, task)
     if not _protected(network, task):
         return _crossover(network, task, rng_key)
     untied = network.untied()
     seen: dict[float, tuple[float, Floats]] = {}
 
     def lowest(signal: float) -> float:
-        theory = _raised(untied, task.scaled(signal), rng_key)
+        theory = solve_raised(untied, task.scaled(signal), rng_key)
         seen[signal] = tied_only_curvature(network, theory)
         return seen[signal][0]
 
@@ -115,7 +110,7 @@ def critical_signal(
             raise NoTransitionError(
                 f"the untied solution is stable against sharing up to {low:.3g} times the targets"
             )
-    sampled = bool(np.any(_raised(untied, task.scaled(low), rng_key).monte_carlo_error))
+    sampled = bool(np.any(solve_raised(untied, task.scaled(low), rng_key).monte_carlo_error))
     spinodal = float(brentq(lowest, low, high, xtol=(1e-3 if sampled else 1e-9) * low, rtol=1e-10))
     _, direction = seen[min(seen, key=lambda s: abs(s - spinodal))]
     nan = float("nan")
@@ -144,10 +139,7 @@ def tied_only_curvature(network: Network, untied: MeanField) -> tuple[float, Flo
     The eigenvalue, in units in which it is one at zero recurrence, and the direction in C, (T, P, T, P).
     """
     tied, own = problem(network, untied.task), untied._solution.saddle
-    C, Y, B = np.zeros((3, tied.size, tied.size))
-    for law, nodes in zip(own.laws, own.point.nodes, strict=True):
-        block = nodes.sites.block
-        C[block], Y[block], B[block] = law.C, law.Y, law.B
+    C, Y, B = (own.joined([getattr(law, of) for law in own.laws]) for of in "CYB")
     together = (Gaussian(groups(tied, joined=True)[0]),)
     saddle = Saddle(tied, Point(C, own.point.Ct, together, False), laws=(Wick(0.0, C, Y, B),))
     apart = np.asarray(tied.over_sites(~np.eye(tied.nodes, dtype=bool)))
@@ -182,10 +174,6 @@ def _protected(network: Network, task: Task) -> bool:
     return network.phi.odd and not np.any((posed.coupled | fed) & ~nodes)
 
 
-def _raised(network: Network, task: Task, rng_key: jax.Array | None) -> MeanField:
-    return solve_raised(network, task, rng_key, _TOLERANCE)
-
-
 def _coherent(theory: MeanField) -> Branch | None:
     """The stable branch of lowest F among those whose steps are correlated beyond doubt."""
     apart = ~np.eye(len(theory.kernel), dtype=bool)[:, None, :, None]
@@ -214,7 +202,7 @@ def _gap(theory: MeanField, signal: float, rng_key: jax.Array | None) -> _Gap | 
     if coherent is None:
         return None
     # Where steps are independent sharing does not act.
-    untied = _raised(network.untied(), task, rng_key).branches[0]
+    untied = solve_raised(network.untied(), task, rng_key).branches[0]
     posed = problem(network, task)
     energies = [energy(posed.matrix(b.kernel), posed) for b in (coherent, untied)]
     return _Gap(
@@ -256,7 +244,7 @@ def _largest_coherence(kernel: Floats) -> float:
 
 def _crossover(network: Network, task: Task, rng_key: jax.Array | None) -> CriticalSignal:
     def curvature(log_signal: float) -> float:
-        theory = _raised(network, task.scaled(float(np.exp(log_signal))), rng_key)
+        theory = solve_raised(network, task.scaled(float(np.exp(log_signal))), rng_key)
         return theory.branches[0].curvature
 
     grid = np.log(np.geomspace(0.125, 8.0, 13))

@@ -9,7 +9,6 @@ sweep gives noisy but unbiased C, B and Y (docs/theory, section 4, second form o
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,7 @@ from bayeskernel.activations import KINK, Activation
 from bayeskernel.meanfield.laws import Averages, Law, Wick
 from bayeskernel.meanfield.particles import transitions
 from bayeskernel.meanfield.sites import Sites, groups
-from bayeskernel.problem import Problem
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats, Problem
 
 # Entries of C of a group up to which weighted particles answer for themselves (see `particles`); particles beyond.
 _MOST_STATISTICS, PARTICLES = 300, 8192
@@ -63,12 +60,10 @@ class Crowd:
         for own_key in jax.random.split(key, sweeps):
             z, step, moments = _sweep(self.sites.phi, z, root, tilt, own_key, step)
             parts.append([np.asarray(value, np.float64) for value in moments])
-        own = _Moments(*(np.mean(part, axis=0) for part in zip(*parts, strict=True)))
-        even = self.sites.parity == 0 if symmetric else np.ones_like(self.sites.parity, bool)
-        Y = np.diag(own.slope) + own.pulled
-        B = own.slopes * Ct + own.pulls + np.diag(own.bend)
-        kept = [np.where(even, moment, 0.0) for moment in (own.C, Y, (B + B.T) / 2)]
-        return Crowd(self.sites, z, step), Averages(kept[0], kept[1], kept[2], np.asarray(own.mean))
+        C, Y, B, mean = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
+        even = self.sites.parity * symmetric == 0
+        C, Y, B = (np.where(even, moment, 0.0) for moment in (C, Y, (B + B.T) / 2))
+        return Crowd(self.sites, z, step), Averages(C, Y, B, mean)
 
     def saturation(self, law: Wick, K: Floats) -> Floats:
         """Variances of products of two whitened activities, (k, k), as shares of Wick's, at most 1.
@@ -92,18 +87,6 @@ class Crowd:
     def _reached(self, chosen: NDArray[np.int64], K: Floats) -> Floats:
         """The h of some particles, (m, n)."""
         return np.asarray(self.z, np.float64)[chosen] @ _symmetric_root(K)
-
-
-class _Moments(NamedTuple):
-    """Averages of phi phi^T, phi' phi'^T, grad g grad g^T, phi grad g^T, phi, phi', phi'' Ct phi."""
-
-    C: jax.Array
-    slopes: jax.Array
-    pulls: jax.Array
-    pulled: jax.Array
-    mean: jax.Array
-    slope: jax.Array
-    bend: jax.Array
 
 
 def many_correlated_sites(problem: Problem) -> bool:
@@ -130,13 +113,15 @@ def _symmetric_root(K: Floats) -> Floats:
 @partial(jit, static_argnums=0)
 def _sweep(
     phi: Activation, z: jax.Array, root: jax.Array, Ct: jax.Array, key: jax.Array, step: jax.Array
-) -> tuple[jax.Array, jax.Array, _Moments]:
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
     """Transitions of the particles, then averages over them."""
     z, step = transitions(phi, z, root, Ct, key, step, _TRANSITIONS, _KICKS)
     return z, step, _moments(phi, z @ root.T, Ct)
 
 
-def _moments(phi: Activation, h: jax.Array, Ct: jax.Array) -> _Moments:
+def _moments(phi: Activation, h: jax.Array, Ct: jax.Array) -> tuple[jax.Array, ...]:
+    """C, Y, B and <phi>."""
+
     def slope(h: jax.Array) -> jax.Array:
         return jax.jvp(phi.function, (h,), (jnp.ones_like(h),))[1]
 
@@ -146,12 +131,9 @@ def _moments(phi: Activation, h: jax.Array, Ct: jax.Array) -> _Moments:
         second = (slope(h + KINK) - slope(h - KINK)) / (2 * KINK)
     pulled = activity @ Ct
     pull, count = first * pulled, len(h)
-    return _Moments(
+    return (
         activity.T @ activity / count,
-        first.T @ first / count,
-        pull.T @ pull / count,
-        activity.T @ pull / count,
+        jnp.diag(first.mean(0)) + activity.T @ pull / count,
+        (first.T @ first * Ct + pull.T @ pull) / count + jnp.diag((second * pulled).mean(0)),
         activity.mean(0),
-        first.mean(0),
-        (second * pulled).mean(0),
     )

@@ -8,13 +8,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
 from bayeskernel.meanfield.moments import Moments
 from bayeskernel.meanfield.saddle import Saddle
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats
 
 
 class MonteCarlo(NamedTuple):
@@ -45,8 +43,12 @@ def monte_carlo(saddle: Saddle) -> MonteCarlo:
     hessian = np.block([[curved, followed.T], [followed, -np.eye(k)]])
     response = np.linalg.solve(hessian, noise)
     covariance = np.linalg.solve(hessian, response.T)[:k, :k]
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    variance = np.zeros_like(saddle.K)
+    for value, vector in zip(values, vectors.T, strict=True):
+        variance += max(value, 0.0) * saddle.spread(vector) ** 2
     return MonteCarlo(
-        np.sqrt(_entry_variances(saddle, covariance)),
+        np.sqrt(variance),
         float(np.sqrt(np.max(np.diag(noise), initial=0.0))),
         # F is stationary: it rises by the quadratic form n^T H^-1 n / 4.
         float(np.trace(response)) / 4,
@@ -54,19 +56,9 @@ def monte_carlo(saddle: Saddle) -> MonteCarlo:
     )
 
 
-def _entry_variances(saddle: Saddle, covariance: Floats) -> Floats:
-    """Variance of every entry of C from the covariance of x, (k, k); shape (d, d)."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    out = np.zeros_like(saddle.K)
-    for value, vector in zip(values, vectors.T, strict=True):
-        out += max(value, 0.0) * saddle.spread(vector) ** 2
-    return out
-
-
 def _noise(saddle: Saddle) -> Floats:
     """Covariance of (slope, mismatch) over clouds, shape (2k, 2k)."""
-    to_slope, to_mismatch, blocks = list[Floats](), list[Floats](), list[Floats]()
-    none = np.zeros(saddle.size)
+    rows, blocks, none = list[Floats](), list[Floats](), np.zeros(saddle.size)
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
         if not isinstance(law, Moments):
             continue
@@ -74,12 +66,10 @@ def _noise(saddle: Saddle) -> Floats:
         for entry in np.eye(len(nodes.sites.entries.first)):
             dC = np.zeros_like(saddle.K)
             dC[nodes.sites.block] = nodes.sites.entries.matrix(entry)
-            to_slope.append(none)
-            to_mismatch.append(-saddle.whitened(dC))
+            rows.append(np.concatenate([none, -saddle.whitened(dC)]))
         for change in law.backward_changes():
             dB = np.zeros_like(saddle.K)
             dB[nodes.sites.block] = change
-            to_slope.append(-saddle.gathered(saddle.problem.fed_back(dB)))
-            to_mismatch.append(none)
-    carry = np.concatenate([np.array(to_slope), np.array(to_mismatch)], axis=1)
+            rows.append(np.concatenate([-saddle.gathered(saddle.problem.fed_back(dB)), none]))
+    carry = np.array(rows)
     return np.asarray(carry.T @ block_diag(*blocks) @ carry)

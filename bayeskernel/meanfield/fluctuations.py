@@ -16,6 +16,7 @@ Mean outputs are functions of C, given which outputs are Gaussian: that adds the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -36,9 +37,7 @@ from bayeskernel.meanfield.crowd import Crowd
 from bayeskernel.meanfield.newton import Status
 from bayeskernel.meanfield.particles import Particles
 from bayeskernel.meanfield.saddle import Point, Saddle, Stationarity, within_groups
-from bayeskernel.problem import Problem
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats, Problem
 
 # Up to so many coordinates, a kernel of rank 64, all directions are taken.
 MOST_COORDINATES = 64 * 65 // 2
@@ -59,23 +58,8 @@ class FluctuationError(BayesKernelError):
     """Fluctuations around this solution are not available; the message says why."""
 
 
-class Spread(NamedTuple):
-    """Leading fluctuations: sqrt(N) times standard deviations.
-
-    Attributes
-    ----------
-    kernel
-        Of every entry of C, shape (d, d).
-    output
-        Of every output (d, O); in standard scaling of order one and not multiplied.
-    """
-
-    kernel: Floats
-    output: Floats
-
-
-class Shift(NamedTuple):
-    """N times the difference between posterior mean and mean-field value, shapes as in `Spread`."""
+class Leading(NamedTuple):
+    """What holds of every entry of C (d, d) and of every output (d, O) at leading order."""
 
     kernel: Floats
     output: Floats
@@ -111,8 +95,8 @@ class Fluctuations:
             if np.any(self._values <= 0):  # as more particles tell
                 raise FluctuationError(_AT_A_SADDLE)
 
-    def spread(self) -> Spread:
-        """Standard deviations."""
+    def spread(self) -> Leading:
+        """Standard deviations times sqrt(N); of outputs in standard scaling, of order one, themselves."""
         C, problem = self._saddle.point.C, self._problem
         variance, of_output = self._summed() if self._dense else self._probed()
         # Between independent groups C is a mean of N products of independent factors.
@@ -120,10 +104,10 @@ class Fluctuations:
         output = output_variance(C, problem)
         if problem.mean_field:
             output = output + of_output + self._outputs.apart(~self._within)
-        return Spread(np.sqrt(np.maximum(variance, 0)), np.sqrt(np.maximum(output, 0)))
+        return Leading(np.sqrt(np.maximum(variance, 0)), np.sqrt(np.maximum(output, 0)))
 
-    def shift(self) -> Shift:
-        """Shifts of the means; FluctuationError beyond a kernel of rank 64."""
+    def shift(self) -> Leading:
+        """N times the shifts of the means; FluctuationError beyond a kernel of rank 64."""
         if not self._dense or any(isinstance(n, Crowd) for n in self._saddle.point.nodes):
             raise FluctuationError(
                 f"shifts need at most {MOST_COORDINATES} coordinates and {_MOST_SITES} sites, "
@@ -133,7 +117,7 @@ class Fluctuations:
         output = self._outputs.slope(kernel)
         for value, x in zip(self._values, self._vectors.T, strict=True):
             output = output + self._outputs.bend(self._saddle.spread(x)) / value
-        return Shift(kernel, output)
+        return Leading(kernel, output)
 
     def _summed(self) -> tuple[Floats, Floats]:
         """Variances of C and of mean outputs, sums over all directions."""
@@ -152,21 +136,17 @@ class Fluctuations:
             # 2 R R^T of Wick's law.
             size = np.diag(law.C)
             kernel[nodes.sites.block] = np.outer(size, size) + law.C**2
+        shape = 2 * (saddle.size,)
+        operator = LinearOperator(shape, matvec=saddle.product, dtype=np.float64)
         for _ in range(_PROBES):
             x = rng.standard_normal(saddle.size)
-            solved = self._solved(x)
+            solved, failed = cg(operator, x, rtol=_SOLVED, maxiter=_PRODUCTS)
+            if failed:
+                raise FluctuationError("conjugate gradients did not converge around this solution")
             one, change = saddle.spread(x), saddle.spread(solved - x)
             kernel += 2 * one * change / _PROBES
             output += 2 * self._outputs.slope(one) * self._outputs.slope(one + change) / _PROBES
         return kernel, output
-
-    def _solved(self, x: Floats) -> Floats:
-        size = self._saddle.size
-        operator = LinearOperator((size, size), matvec=self._saddle.product, dtype=np.float64)
-        solution, failed = cg(operator, x, rtol=_SOLVED, maxiter=_PRODUCTS)
-        if failed:
-            raise FluctuationError("conjugate gradients did not converge around this solution")
-        return np.asarray(solution)
 
     def _drift(self) -> Floats:
         """N (<C> - C*), shape (d, d)."""
@@ -254,7 +234,7 @@ def _accurate(saddle: Saddle) -> Saddle:
     nodes = saddle.point.nodes
     if not any(isinstance(own, Particles) for own in nodes):
         return saddle
-    own = tuple(n.accurate() if isinstance(n, Particles) else n for n in nodes)
+    own = tuple(replace(n, accurate=True) if isinstance(n, Particles) else n for n in nodes)
     return Saddle(saddle.problem, saddle.point._replace(nodes=own))
 
 

@@ -8,7 +8,6 @@ r"""What does a kernel cost? The free energy per unit of a linear network.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cholesky, solve_triangular
 
 from bayeskernel.conditioning import NULL_SHARE, spread
@@ -16,10 +15,8 @@ from bayeskernel.errors import InputError, real_array
 from bayeskernel.likelihood import energy
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.network import Network
-from bayeskernel.problem import problem
+from bayeskernel.problem import Floats, problem
 from bayeskernel.tasks import Task
-
-Floats = NDArray[np.float64]
 
 
 def free_energy(network: Network, task: Task, kernel: Floats) -> float:

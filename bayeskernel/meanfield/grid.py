@@ -8,15 +8,13 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp
 
 from bayeskernel.meanfield.laws import Law, Nodes
 from bayeskernel.meanfield.moments import Drawn, Moments, Statistics, grid_motion
 from bayeskernel.meanfield.sites import Sites
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats
 
 # The trapezoidal rule converges faster than any power on smooth functions: at this spacing, in standard deviations of q,
 # beyond 1e-8.
@@ -42,8 +40,6 @@ class Grid(Drawn):
     inverse
         Of a root of the covariance that the nodes are matched to, shape (r, r).
     """
-
-    random = False
 
     def __init__(self, sites: Sites, h: Floats, log_volume: Floats, inverse: Floats) -> None:
         self.sites, self._pivotal, self._log_volume, self._inverse = sites, h, log_volume, inverse
@@ -77,22 +73,12 @@ class Grid(Drawn):
         )
         return Moments(self.sites, statistics, symmetric=symmetric)
 
-    def renewed(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
+    def renewed(
+        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int = 0
+    ) -> Nodes:
         """A grid matched to <h h^T>."""
         pivots = np.ix_(self.sites.pivots, self.sites.pivots)
         return matched(self.sites, (K + K @ law.B @ K)[pivots])
-
-    def refined(
-        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int
-    ) -> Nodes:
-        """As `renewed`."""
-        return self.renewed(law, K, Ct, rng)
-
-    def log_normaliser(
-        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator
-    ) -> tuple[float, float]:
-        """The logarithm of Z, without noise."""
-        return law.log_normaliser, 0.0
 
     def flipped(self, signs: Floats) -> Nodes:
         """The nodes under h -> signs h."""

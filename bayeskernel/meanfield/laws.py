@@ -22,8 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bayeskernel.meanfield.sites import Entries, Sites, every_entry
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats
 
 # Directions of C that hold less than this share of the variance of its sites, for each of them, are null: where C is exact, and
 # where it is an average over particles in single precision, whose small directions are made by few of them.
@@ -41,10 +40,6 @@ class Averages(NamedTuple):
     Y: Floats
     B: Floats
     mean: Floats
-
-    def blended(self, other: Averages, share: float) -> Averages:
-        """A share of others taken in."""
-        return Averages(*(a + share * (b - a) for a, b in zip(self, other, strict=True)))
 
     def law(self, fed: slice) -> Wick:
         """Wick's law of these averages, whose K answers to C at the sites ``fed``."""
@@ -128,29 +123,30 @@ class Nodes(Protocol):
     """
 
     sites: Sites
-    random: bool
+    random: bool = False
 
     def law(self, K: Floats, Ct: Floats, *, symmetric: bool) -> Law:
         """The law at (K, Ct), (n, n) each; LinAlgError outside the domain. See `saddle.Point` for ``symmetric``."""
 
-    def renewed(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
-        """Nodes for a law that these still cover."""
-
-    def refined(
-        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int
+    def renewed(
+        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int = 0
     ) -> Nodes:
-        """Nodes of full accuracy for a law close to the solution; so many times as many where they are random."""
+        """Nodes for a law that these still cover; of full accuracy, and so many times as many where random, unless 0."""
+        return self
 
     def log_normaliser(
         self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator
     ) -> tuple[float, float]:
         """The logarithm of Z, and its variance."""
+        return law.log_normaliser, 0.0
 
     def flipped(self, signs: Floats) -> Nodes:
         """The nodes under h -> signs h, (n,)."""
+        return self
 
     def completed(self) -> Nodes:
         """The same for all entries of C."""
+        return self
 
     def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
         """Equally weighted draws of h from the law, (count, n)."""
@@ -172,19 +168,14 @@ class Wick:
     ) -> None:
         self.log_normaliser, self.C, self.Y, self.B = log_normaliser, C, Y, B
         self.mean = np.zeros(len(C))
-        self._root, self._inverse = _root(C, null)
+        self._root, self.whitener = root(C, null)
         # Products of large matrices leave out the sites whose K is given.
         self._fed = (fed, fed)
         self._spread: NDArray[np.floating] = self._root
-        self._carry: NDArray[np.floating] = self._inverse @ Y[:, fed]
+        self._carry: NDArray[np.floating] = self.whitener @ Y[:, fed]
         self._stiff: NDArray[np.floating] = B[self._fed]
         self._entries: Entries = every_entry(self._root.shape[1])
         self._share: Floats = np.ones(())
-
-    @property
-    def whitener(self) -> Floats:
-        """R^-1 of C = r r^T, (k, n)."""
-        return self._inverse
 
     def saturating(self, shares: Floats) -> Wick:
         """The same where products of two whitened activities have such shares of the variance that Wick's law gives, (k, k)."""
@@ -215,11 +206,11 @@ class Wick:
 
     def whitened(self, dC: Floats) -> Floats:
         """R^-1 dC."""
-        return self._entries.vector(self._inverse @ dC @ self._inverse.T) / self._share
+        return self._entries.vector(self.whitener @ dC @ self.whitener.T) / self._share
 
     def tilt(self, x: Floats) -> Floats:
         """R^-T x."""
-        return np.asarray(self._inverse.T @ self._entries.matrix(x / self._share) @ self._inverse)
+        return np.asarray(self.whitener.T @ self._entries.matrix(x / self._share) @ self.whitener)
 
     def carried(self, dK: Floats) -> Floats:
         """R^-1 Y dK Y^T."""
@@ -269,13 +260,11 @@ class Wick:
         return out
 
 
-class Gaussian:
+class Gaussian(Nodes):
     """Linear phi: the law needs no nodes, and no inverse of K.
 
     M = (1 - K Ct)^-1 gives ln Z = ln det M / 2, C = <h h^T> = M K, Y = M and B = Ct M.
     """
-
-    random = False
 
     def __init__(self, sites: Sites) -> None:
         self.sites = sites
@@ -290,30 +279,6 @@ class Gaussian:
         half, Y = float(log_det) / 2, np.asarray(M, np.float64)
         return Wick(half, (C + C.T) / 2, Y, (B + B.T) / 2, fed=self.sites.fed)
 
-    def renewed(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
-        """The same."""
-        return self
-
-    def refined(
-        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int
-    ) -> Nodes:
-        """As `renewed`."""
-        return self.renewed(law, K, Ct, rng)
-
-    def log_normaliser(
-        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator
-    ) -> tuple[float, float]:
-        """The logarithm of Z, known exactly."""
-        return law.log_normaliser, 0.0
-
-    def flipped(self, signs: Floats) -> Nodes:
-        """The same."""
-        return self
-
-    def completed(self) -> Nodes:
-        """The same."""
-        return self
-
     def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
         """Draws of N(0, C)."""
         return np.asarray(rng.multivariate_normal(np.zeros(len(K)), law.C, count))
@@ -324,7 +289,7 @@ def _congruent(A: NDArray[np.floating], S: Floats) -> Floats:
     return np.asarray(A @ S.astype(A.dtype, copy=False) @ A.T, np.float64)
 
 
-def _root(C: Floats, null: float) -> tuple[Floats, Floats]:
+def root(C: Floats, null: float) -> tuple[Floats, Floats]:
     """(r, r^-1) with C = r r^T on its range; LinAlgError where C is not positive semi-definite."""
     size = np.abs(np.diag(C))
     scale = np.sqrt(np.where(size > _VANISHING, size, 0.0))

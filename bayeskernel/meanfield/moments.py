@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
-from bayeskernel.meanfield.laws import Law
+from bayeskernel.meanfield.laws import Law, Nodes, root
 from bayeskernel.meanfield.sites import Sites, every_entry
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats
 
 # Directions in which the statistics vary less than this, relative to their scale and for each of them, are null: on grids, and
 # on random nodes, whose few far ones make up what small directions vary by.
@@ -197,13 +196,7 @@ class Moments:
         """(R, R^-1) of cov(s, s) / 2."""
         n = len(self._of_C)
         covariance = np.where(self._of_C[:, None] == self._of_C, self._second[:n, :n], 0)
-        scale = np.sqrt(np.diag(covariance))
-        inverse_scale = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-        values, vectors = np.linalg.eigh(inverse_scale[:, None] * covariance * inverse_scale)
-        keep = values > (_UNSEEN if self._own.random else _NULL) * len(values)
-        stretch = np.sqrt(values[keep])
-        root = scale[:, None] * vectors[:, keep] * stretch
-        return root, (vectors[:, keep] / stretch).T * inverse_scale
+        return root(covariance, _UNSEEN if self._own.random else _NULL)
 
     @cached_property
     def _cross(self) -> Floats:
@@ -237,7 +230,7 @@ def resampled(weights: Floats, count: int, rng: np.random.Generator) -> NDArray[
     return np.minimum(np.searchsorted(np.cumsum(weights), positions), len(weights) - 1)
 
 
-class Drawn:
+class Drawn(Nodes):
     """Draws from a law that is one of statistics of nodes."""
 
     def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:

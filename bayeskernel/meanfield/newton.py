@@ -12,13 +12,11 @@ from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import eigh_tridiagonal
 
 from bayeskernel.meanfield.saddle import Point, Saddle
-from bayeskernel.problem import Problem
+from bayeskernel.problem import Floats, Problem
 
-Floats = NDArray[np.float64]
 Progress = Callable[[str, int, float], None]
 
 # Hessians with up to this many coordinates are made dense.
@@ -170,11 +168,11 @@ def _corrected(saddle: Saddle) -> Saddle:
     return Saddle(saddle.problem, saddle.moved(np.zeros_like(step), step))
 
 
-def renewed(saddle: Saddle, rng: np.random.Generator) -> Point:
-    """The point with nodes drawn anew for its laws."""
+def renewed(saddle: Saddle, rng: np.random.Generator, times: int = 0) -> Point:
+    """The point with nodes drawn anew for its laws; see `laws.Nodes`."""
     point = saddle.point
     nodes = tuple(
-        own.renewed(law, saddle.K[own.sites.block], point.Ct[own.sites.block], rng)
+        own.renewed(law, saddle.K[own.sites.block], point.Ct[own.sites.block], rng, times)
         for own, law in zip(point.nodes, saddle.laws, strict=True)
     )
     return point._replace(nodes=nodes)

@@ -6,13 +6,13 @@ amplified by K^-1.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.special import logsumexp, ndtri
 
@@ -28,10 +28,8 @@ from bayeskernel.meanfield.moments import (
     resampled,
     steering,
 )
-from bayeskernel.meanfield.sites import Sites, every_entry
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from bayeskernel.meanfield.sites import Sites
+from bayeskernel.problem import Floats
 
 # Kicks of one transition, and how long its trajectory may be: three eighths of the prior's period.
 _KICKS = 12
@@ -47,6 +45,7 @@ _POINTS, _SCRAMBLINGS = 2**15, 16
 _BUCKETS = (4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 
 
+@dataclass(eq=False)
 class Particles(Drawn):
     """Random nodes at fixed noise z; h = L(K) z at the pivots.
 
@@ -65,18 +64,11 @@ class Particles(Drawn):
     """
 
     random = True
-
-    def __init__(
-        self,
-        sites: Sites,
-        z: Floats,
-        log_weight: Floats,
-        variance: float = 0.0,
-        *,
-        accurate: bool = False,
-    ) -> None:
-        self.sites, self.z, self._log_weight, self._variance = sites, z, log_weight, variance
-        self._accurate = accurate
+    sites: Sites
+    z: Floats
+    log_weight: Floats
+    variance: float = 0.0
+    accurate: bool = False
 
     def law(self, K: Floats, Ct: Floats, *, symmetric: bool) -> Law:
         """Q at (K, Ct)."""
@@ -84,10 +76,10 @@ class Particles(Drawn):
         root = self.sites.spread @ factor
         h = self.z @ root.T
         phi, slopes = self.sites.phi.values(h), self.sites.phi.slopes(h)
-        log_density = self._log_weight + tilt(phi, Ct)
+        log_density = self.log_weight + tilt(phi, Ct)
         log_normaliser = float(logsumexp(log_density))
         weights = np.exp(log_density - log_normaliser)
-        some, share = steering(weights, len(self.sites.entries.first), accurate=self._accurate)
+        some, share = steering(weights, len(self.sites.entries.first), accurate=self.accurate)
 
         def motion() -> tuple[Floats, Floats]:
             own = slopes[0][some], slopes[1][some]
@@ -109,40 +101,31 @@ class Particles(Drawn):
         )
         return Moments(self.sites, statistics, symmetric=symmetric)
 
-    def renewed(self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator) -> Nodes:
-        """A new cloud for the law, which is one of statistics of these particles."""
-        return self._moved(law, K, Ct, rng, _TRANSITIONS, 1)
-
-    def refined(
-        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int
+    def renewed(
+        self, law: Law, K: Floats, Ct: Floats, rng: np.random.Generator, times: int = 0
     ) -> Nodes:
-        """A cloud of full size, or of so many times that where memory allows, well equilibrated."""
+        """A new cloud; of full size, or of so many times that where memory allows, well equilibrated."""
+        if not times:
+            return self._moved(law, K, Ct, rng, _TRANSITIONS, 1)
         mixed = self._moved(law, K, Ct, rng, _EQUILIBRATION, 1)
-        most = len(self.sites.completed().entries.first) + len(
-            every_entry(len(self._factor(K))).first
-        )
-        least, enough = _SNAPSHOTS
+        n, r = self.sites.spread.shape
+        most, (least, enough) = (n * (n + 1) + r * (r + 1)) // 2, _SNAPSHOTS
         snapshots = int(np.clip(_STATISTICS // (most * len(self.z)), least, times * enough))
         now = mixed.law(K, Ct, symmetric=False)
         return mixed._moved(now, K, Ct, rng, _SPACING, snapshots)
 
     def flipped(self, signs: Floats) -> Nodes:
         """The nodes under h -> signs h."""
-        z = self.z * signs[self.sites.pivots]
-        return Particles(self.sites, z, self._log_weight, self._variance)
+        return replace(self, z=self.z * signs[self.sites.pivots])
 
     def completed(self) -> Nodes:
         """The same for all entries of C."""
-        return Particles(self.sites.completed(), self.z, self._log_weight, self._variance)
-
-    def accurate(self) -> Particles:
-        """The same, for fluctuations, which second derivatives do not only steer."""
-        return Particles(self.sites, self.z, self._log_weight, self._variance, accurate=True)
+        return replace(self, sites=self.sites.completed())
 
     def thinned(self, count: int) -> Nodes:
         """About ``count`` of the particles."""
         stride = max(1, len(self.z) // count)
-        log_weight = self._log_weight[::stride] + np.log(stride)
+        log_weight = self.log_weight[::stride] + np.log(stride)
         return Particles(self.sites, self.z[::stride], log_weight)
 
     def log_normaliser(
@@ -204,7 +187,7 @@ class Particles(Drawn):
 
     def _history(self, law: Law) -> float:
         """Variance of ln Z from sampling: each change of weights between clouds adds its own."""
-        return self._variance + (1 / law.effective - 1) / len(self.z)
+        return self.variance + (1 / law.effective - 1) / len(self.z)
 
     def _factor(self, K: Floats) -> Floats:
         pivots = np.ix_(self.sites.pivots, self.sites.pivots)

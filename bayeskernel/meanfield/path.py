@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
-import jax
 import numpy as np
 
-from bayeskernel.errors import InputError
-from bayeskernel.meanfield.newton import Progress
 from bayeskernel.meanfield.solve import MAX_STEPS, TOLERANCE, MeanField, mean_field, posed
 from bayeskernel.network import Network
 from bayeskernel.tasks import Task
@@ -40,16 +37,7 @@ class Stage(NamedTuple):
     theory: MeanField
 
 
-def solve_path(
-    network: Network,
-    task: Task,
-    signals: Sequence[float],
-    rng_key: jax.Array | None = None,
-    *,
-    tolerance: float = TOLERANCE,
-    max_steps: int = MAX_STEPS,
-    progress: Progress | None = None,
-) -> Iterator[Stage]:
+def solve_path(network: Network, task: Task, signals: Sequence[float]) -> Iterator[Stage]:
     """Solve along rising and then along falling signals, each from the solution before.
 
     Parameters
@@ -58,18 +46,13 @@ def solve_path(
         As in `solve`; the task's targets are multiplied by the signals.
     signals
         In any order, without repetitions, >= 0; the path goes through them by size.
-    rng_key, tolerance, max_steps, progress
-        As in `solve`.
 
     Yields
     ------
     A `Stage` for every signal on the way up, then for every signal on the way down, as they are reached.
     """
-    search = posed(network, task, rng_key, tolerance, max_steps, progress)
-    values = np.array([float(s) for s in signals])
-    distinct = len(values) and len(np.unique(values)) == len(values)
-    if not distinct or not np.all(np.isfinite(values)) or np.any(values < 0):
-        raise InputError("signals", "distinct finite numbers >= 0", list(signals))
+    search = posed(network, task, None, TOLERANCE, MAX_STEPS, None)
+    values = np.array(signals, np.float64)
     order = [int(k) for k in np.argsort(values)]
     # (signal, what to yield) in the order of the path.
     path: list[tuple[float, tuple[Literal["up", "down"], int] | None]]
@@ -81,5 +64,4 @@ def solve_path(
         with np.errstate(all="ignore"):
             solutions = next(solved)
         if stage is not None:
-            direction, k = stage
-            yield Stage(direction, k, mean_field(network, task.scaled(float(signal)), solutions))
+            yield Stage(*stage, mean_field(network, task.scaled(float(signal)), solutions))

@@ -20,16 +20,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from bayeskernel.conditioning import NULL_SHARE, Conditioner
-from bayeskernel.errors import InputError, real_array
 from bayeskernel.likelihood import dual_targets, mean_output
 from bayeskernel.meanfield.prior import closed_form, prior_recursion
 from bayeskernel.meanfield.saddle import Saddle
 from bayeskernel.network import Network
-from bayeskernel.problem import Problem, problem
+from bayeskernel.problem import Floats, Ints, Problem, problem
 from bayeskernel.tasks import Task
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from bayeskernel.tasks.task import new_patterns
 
 # Draws, and batches of them whose scatter gives the error.
 _DRAWS, _BATCHES = 16384, 16
@@ -55,21 +52,6 @@ class Prediction(NamedTuple):
     kernel: Floats
     cross_kernel: Floats
     monte_carlo_error: Floats
-
-
-class Extension(NamedTuple):
-    """A solution extended to more patterns.
-
-    Attributes
-    ----------
-    C
-        Of all patterns together, sites in the order of the joint problem, (d', d').
-    h
-        Draws of pre-activations of all sites, (M, d'); none for linear networks.
-    """
-
-    C: Floats
-    h: Floats
 
 
 def nngp(network: Network, task: Task, inputs: ArrayLike) -> Prediction:
@@ -98,17 +80,6 @@ def nngp(network: Network, task: Task, inputs: ArrayLike) -> Prediction:
     return predict_prior(joint, problem(network, task))
 
 
-def new_patterns(inputs: ArrayLike, task: Task) -> Floats:
-    """Inputs of new patterns, (T, P*, D), checked: as many steps and features as the task has."""
-    # The constructor of Task checks inputs; targets only have to exist.
-    array = real_array("inputs", inputs, (3,), "(T, P*, D)")
-    new = Task(array, np.zeros(array.shape[:2]))
-    steps, _, features, _ = task.shape
-    if (new.shape[0], new.shape[2]) != (steps, features):
-        raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
-    return new.inputs
-
-
 def joint_problem(network: Network, task: Task, new: Floats) -> Problem:
     """The task with new patterns without targets, which come last."""
     unknown = np.full((*new.shape[:2], task.shape[3]), np.nan)
@@ -121,12 +92,12 @@ def trained_sites(trained: Problem, joint: Problem) -> NDArray[np.bool_]:
     return np.arange(joint.size) % joint.patterns < trained.patterns
 
 
-def extended(saddle: Saddle, joint: Problem) -> Extension:
-    """Extend a solution to a problem with more patterns, the first of which are those of training."""
+def extended(saddle: Saddle, joint: Problem) -> tuple[Floats, Floats]:
+    """C (d', d') and draws of h (M, d'), none for linear networks, of a problem with more patterns, those of training first."""
     old = np.flatnonzero(trained_sites(saddle.problem, joint))
     if saddle.problem.phi.linear:
-        return Extension(_linear(saddle, joint, old), np.zeros((0, joint.size)))
-    return Extension(*_drawn(saddle, joint, old, _DRAWS, np.random.default_rng(_SEED)))
+        return _linear(saddle, joint, old), np.zeros((0, joint.size))
+    return _drawn(saddle, joint, old, _DRAWS, np.random.default_rng(_SEED))
 
 
 def predict(saddle: Saddle, joint: Problem) -> Prediction:
@@ -138,7 +109,7 @@ def predict(saddle: Saddle, joint: Problem) -> Prediction:
         return predict_prior(joint, saddle.problem)
     dual = dual_targets(saddle.point.C, saddle.problem)
     if saddle.problem.phi.linear:
-        return _prediction([extended(saddle, joint).C], dual, joint, saddle.problem)
+        return _prediction([extended(saddle, joint)[0]], dual, joint, saddle.problem)
     old, rng = np.flatnonzero(trained_sites(saddle.problem, joint)), np.random.default_rng(_SEED)
     drawn = (_drawn(saddle, joint, old, _DRAWS // _BATCHES, rng)[0] for _ in range(_BATCHES))
     return _prediction(drawn, dual, joint, saddle.problem)
@@ -174,9 +145,7 @@ def _prediction(
 
 def _linear(saddle: Saddle, joint: Problem, old: Ints) -> Floats:
     """C of all sites of a linear network, step by step."""
-    C, B = np.zeros((joint.size, joint.size)), np.zeros((len(old), len(old)))
-    for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
-        B[np.ix_(nodes.sites.members, nodes.sites.members)] = law.B
+    C, B = np.zeros((joint.size, joint.size)), saddle.joined([law.B for law in saddle.laws])
     C[np.ix_(old, old)] = saddle.point.C
     for n in range(joint.nodes):
         known = (joint.node_of <= n) | np.isin(np.arange(joint.size), old)

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from bayeskernel.activations import Activation
 from bayeskernel.network import Network
-from bayeskernel.problem import Problem, problem
+from bayeskernel.problem import Floats, Problem, problem
 from bayeskernel.tasks import Task
-
-Floats = NDArray[np.float64]
 
 # Nodes per dimension; relative error below 1e-10 for tanh at the variances met in practice.
 _QUADRATURE_NODES = 96

@@ -24,9 +24,7 @@ from numpy.typing import NDArray
 
 from bayeskernel.likelihood import Stiffness, energy, force
 from bayeskernel.meanfield.laws import Averages, Law, Nodes, Wick
-from bayeskernel.problem import Problem
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats, Problem
 
 # Changes of C below this share are none.
 _ROUNDING = 1e-12
@@ -120,7 +118,7 @@ class Stationarity:
     @cached_property
     def conjugate(self) -> Floats:
         """What Ct must be: force + sum_l G_l^T B G_l, shape (d, d)."""
-        out = self.problem.fed_back(self._joined([own.B for own in self._averages]))
+        out = self.problem.fed_back(self.joined([own.B for own in self._averages]))
         if self.problem.mean_field:
             out = out + force(self.point.C, self.problem)
         return np.where(self._allowed, out, 0.0)
@@ -139,7 +137,8 @@ class Stationarity:
             return np.asarray(self.problem.over_sites(self.problem.even), bool)
         return np.ones_like(self.K, bool)
 
-    def _joined(self, blocks: list[Floats]) -> Floats:
+    def joined(self, blocks: list[Floats]) -> Floats:
+        """A (d, d) matrix from its blocks of all groups."""
         out = np.zeros_like(self.K)
         for block, part in zip(self._blocks, blocks, strict=True):
             out[block] = part
@@ -195,24 +194,19 @@ class Saddle(Stationarity):
 
     def mixed(self, conjugate: Floats) -> Floats:
         """E^T l."""
-        back = self._joined([law.carried_back(x) for law, x in self._parts(conjugate)])
+        back = self.joined([law.carried_back(x) for law, x in self._parts(conjugate)])
         return conjugate - self.gathered(self.problem.fed_back(back))
 
     def followed(self, x: Floats) -> Floats:
         """E x: the tilt that C + R x asks for."""
         return x - self._carried(self.problem.fed(self.spread(x)))
 
-    def curved(self, x: Floats) -> Floats:
-        """F_xx x."""
-        dC = self.spread(x)
-        return self.gathered(self._stiff(dC, self.problem.fed(dC)))
-
     def product(self, x: Floats) -> Floats:
         """The reduced Hessian of 2 F times x: F_xx x + E^T E x, with common parts once."""
         dC = self.spread(x)
         dK = self.problem.fed(dC)
         tilt = x - self._carried(dK)
-        back = self._joined([law.carried_back(own) for law, own in self._parts(tilt)])
+        back = self.joined([law.carried_back(own) for law, own in self._parts(tilt)])
         return tilt + self.gathered(self._stiff(dC, dK) - self.problem.fed_back(back))
 
     def bent(self, x: Floats) -> Floats:
@@ -226,7 +220,7 @@ class Saddle(Stationarity):
 
     def spread(self, x: Floats) -> Floats:
         """DC = R x, shape (d, d)."""
-        return self._joined([law.spread(own) for law, own in self._parts(x)])
+        return self.joined([law.spread(own) for law, own in self._parts(x)])
 
     def gathered(self, G: Floats) -> Floats:
         """R^T G."""
@@ -240,41 +234,40 @@ class Saddle(Stationarity):
 
     def tilt(self, conjugate: Floats) -> Floats:
         """R^-T l, shape (d, d)."""
-        return self._joined([law.tilt(own) for law, own in self._parts(conjugate)])
+        return self.joined([law.tilt(own) for law, own in self._parts(conjugate)])
 
     def moved(self, x: Floats, conjugate: Floats) -> Point:
         """The point after a step in whitened coordinates."""
-        dC = self._joined([law.retracted(own) for law, own in self._parts(x)])
+        dC = self.joined([law.retracted(own) for law, own in self._parts(x)])
         return self._shifted(dC, self.tilt(conjugate))
 
     def settled(self) -> Point:
         """The point with null directions, out of reach of steps, as averages and `conjugate` have them; itself if none move."""
         off_C, off_Ct = self.average - self.point.C, self.conjugate - self.point.Ct
         pairs = list(zip(self.laws, self._blocks, strict=True))
-        dC = self._joined([law.null(off_C[block]) for law, block in pairs])
+        dC = self.joined([law.null(off_C[block]) for law, block in pairs])
         if np.linalg.norm(dC) <= _ROUNDING * np.linalg.norm(self.point.C):
             return self.point
         return self._shifted(
-            dC, self._joined([law.null_tilt(off_Ct[block]) for law, block in pairs])
+            dC, self.joined([law.null_tilt(off_Ct[block]) for law, block in pairs])
         )
 
     def target(self, x: Floats, conjugate: Floats) -> tuple[Floats, Floats]:
         """What Wick's laws and `conjugate` become under a step in whitened coordinates; C positive."""
         dC = self.spread(x)
-        back = self._joined([law.carried_back(own) for law, own in self._parts(conjugate)])
+        back = self.joined([law.carried_back(own) for law, own in self._parts(conjugate)])
         Ct = self.conjugate + self.problem.fed_back(back) - self._stiff(dC, self.problem.fed(dC))
         beyond = self._parts(
-            x + self.whitened(self.point.C - self._joined([law.C for law in self.laws]))
+            x + self.whitened(self.point.C - self.joined([law.C for law in self.laws]))
         )
-        C = self._joined([law.stretched(own) for law, own in beyond if isinstance(law, Wick)])
+        C = self.joined([law.stretched(own) for law, own in beyond if isinstance(law, Wick)])
         return np.where(self._allowed, C, 0.0), np.where(self._allowed, Ct, 0.0)
 
     def dense(self) -> tuple[Floats, Floats]:
         """E and the reduced Hessian as matrices, (k, k)."""
         shape, units = (self.size, self.size), np.eye(self.size)
         followed = np.array([self.followed(x) for x in units]).reshape(shape).T
-        curved = np.array([self.curved(x) for x in units]).reshape(shape)
-        reduced = curved + followed.T @ followed
+        reduced = np.array([self.product(x) for x in units]).reshape(shape)
         return followed, (reduced + reduced.T) / 2
 
     def _shifted(self, dC: Floats, dCt: Floats) -> Point:
@@ -286,7 +279,7 @@ class Saddle(Stationarity):
     def _stiff(self, dC: Floats, dK: Floats) -> Floats:
         """The change of 2 dF/dC with dC at fixed Ct, shape (d, d)."""
         stiff = [law.stiffened(dK[b]) for law, b in zip(self.laws, self._blocks, strict=True)]
-        out = -self.problem.fed_back(self._joined(stiff))
+        out = -self.problem.fed_back(self.joined(stiff))
         return out + self._stiffness(dC) if self.problem.mean_field else out
 
     @cached_property

@@ -17,10 +17,7 @@ from numpy.typing import NDArray
 from bayeskernel.activations import Activation
 from bayeskernel.conditioning import NULL_SHARE, spread
 from bayeskernel.meanfield.prior import prior_recursion
-from bayeskernel.problem import Problem
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from bayeskernel.problem import Floats, Ints, Problem
 
 
 class Entries(NamedTuple):

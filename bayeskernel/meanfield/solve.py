@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bayeskernel.errors import LARGEST, InputError, positive, positive_integer
 from bayeskernel.keys import check_key
@@ -17,7 +17,7 @@ from bayeskernel.likelihood import dual_targets, mean_output
 from bayeskernel.meanfield import predict, spectrum
 from bayeskernel.meanfield.branches import Search, Solution
 from bayeskernel.meanfield.crowd import many_correlated_sites
-from bayeskernel.meanfield.fluctuations import FluctuationError, Fluctuations, Shift, Spread
+from bayeskernel.meanfield.fluctuations import FluctuationError, Fluctuations, Leading
 from bayeskernel.meanfield.newton import Newton, Progress, Status
 from bayeskernel.meanfield.predict import Prediction
 from bayeskernel.meanfield.spectrum import Outliers
@@ -25,10 +25,9 @@ from bayeskernel.meanfield.starts import extended_point
 from bayeskernel.meanfield.stochastic import CrowdSearch
 from bayeskernel.memory import check_memory
 from bayeskernel.network import Network, check_problem
-from bayeskernel.problem import Problem, problem
+from bayeskernel.problem import Floats, Problem, problem
 from bayeskernel.tasks import Task
-
-Floats = NDArray[np.float64]
+from bayeskernel.tasks.task import new_patterns
 
 # Residual at which a solution counts as converged, unless the caller says otherwise, and Newton steps.
 TOLERANCE, MAX_STEPS = 1e-7, 200
@@ -180,9 +179,9 @@ class MeanField:
         A tuple with fields ``mean`` (T, P*, O), ``kernel`` (T, P*, T, P*), ``cross_kernel`` (T, P*, T, P), between new
         and training patterns, and ``monte_carlo_error`` of the mean.
         """
-        return predict.predict(
-            self._solution.saddle, self._joint(predict.new_patterns(inputs, self.task))
-        )
+        new = new_patterns(inputs, self.task)
+        joint = predict.joint_problem(self.network, self.task, new)
+        return predict.predict(self._solution.saddle, joint)
 
     def predict_std(self, inputs: ArrayLike, width: int | None = None) -> Floats:
         """Posterior standard deviation of the outputs for new patterns, to leading order.
@@ -201,28 +200,21 @@ class MeanField:
         -------
         Shape (T, P*, O).
         """
-        new, (steps, patterns, _, outputs) = (
-            predict.new_patterns(inputs, self.task),
-            self.task.shape,
-        )
-        parts = []
+        new, parts = new_patterns(inputs, self.task), []
+        steps, patterns, _, outputs = self.task.shape
         for a in range(new.shape[1]):
-            together = self._extended(self._joint(new[:, a : a + 1]))
-            std = Fluctuations(together).spread().output
+            joint = predict.joint_problem(self.network, self.task, new[:, a : a + 1])
+            std = Fluctuations(self._extended(joint)).spread().output
             parts.append(std.reshape(steps, patterns + 1, outputs)[:, patterns:])
         return np.concatenate(parts, axis=1) / self._output_scale(width)
-
-    def _joint(self, new: Floats) -> Problem:
-        return predict.joint_problem(self.network, self.task, new)
 
     def _extended(self, joint: Problem) -> Solution:
         """The solution of a problem with more patterns, converged from draws for all of them."""
         saddle = self._solution.saddle
         if many_correlated_sites(joint):
             raise FluctuationError("all patterns together are too many correlated sites")
-        extension = predict.extended(saddle, joint)
+        (C, h), Ct = predict.extended(saddle, joint), np.zeros((joint.size, joint.size))
         old = predict.trained_sites(saddle.problem, joint)
-        C, Ct, h = extension.C, np.zeros((joint.size, joint.size)), extension.h
         Ct[np.ix_(old, old)] = saddle.point.Ct
         start = extended_point(joint, C, Ct, h, symmetric=saddle.point.symmetric)
         search = Search(joint, _EXTENDED, np.random.default_rng(_SEED))
@@ -251,11 +243,11 @@ class MeanField:
         return Fluctuations(solution)
 
     @cached_property
-    def _spread(self) -> Spread:
+    def _spread(self) -> Leading:
         return self._fluctuations.spread()
 
     @cached_property
-    def _shift(self) -> Shift:
+    def _shift(self) -> Leading:
         return self._fluctuations.shift()
 
     def _tensor(self, matrix: Floats) -> Floats:
@@ -322,11 +314,9 @@ def _solutions(search: Search | CrowdSearch) -> list[Solution]:
     return reached if reached[0].status is Status.CONVERGED else solutions
 
 
-def solve_raised(
-    network: Network, task: Task, rng_key: jax.Array | None, tolerance: float
-) -> MeanField:
-    """The solution that the prior leads to."""
-    search = posed(network, task, rng_key, tolerance, MAX_STEPS, None)
+def solve_raised(network: Network, task: Task, rng_key: jax.Array | None) -> MeanField:
+    """The solution that the prior leads to, with a residual below 1e-10."""
+    search = posed(network, task, rng_key, 1e-10, MAX_STEPS, None)
     with np.errstate(all="ignore"):
         return mean_field(network, task, search.solutions(every_branch=False))
 

@@ -21,9 +21,7 @@ from scipy.linalg import pinvh
 
 from bayeskernel.meanfield.saddle import Saddle
 from bayeskernel.network import Network
-from bayeskernel.problem import weight_maps
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats, weight_maps
 
 # Null directions of a kernel, relative to its largest eigenvalue.
 _NULL = 1e-9
@@ -57,9 +55,7 @@ def outliers(network: Network, saddle: Saddle) -> tuple[Outliers, ...]:
     """Predict the outliers of every recurrent weight matrix, in the order of its first use."""
     problem, C = saddle.problem, saddle.point.C
     graph, patterns = network.graph_of(problem.steps), problem.patterns
-    Y, B = np.zeros((2, *C.shape))
-    for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
-        Y[nodes.sites.block], B[nodes.sites.block] = law.Y, law.B
+    Y, B = (saddle.joined([getattr(law, of) for law in saddle.laws]) for of in "YB")
     edges, maps = graph.edges_of("recurrent"), weight_maps(network, graph, "recurrent")
     stds = network.recurrent_std * graph.scales_of("recurrent")
     predicted = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bayeskernel.meanfield import grid, particles
 from bayeskernel.meanfield.laws import Gaussian, Nodes
@@ -16,9 +15,7 @@ from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.saddle import Point, inside
 from bayeskernel.meanfield.sites import Sites, groups, read_blocks
 from bayeskernel.meanfield.whitened import near_minimum
-from bayeskernel.problem import Problem
-
-Floats = NDArray[np.float64]
+from bayeskernel.problem import Floats, Problem
 
 # Fewest and most particles while a solution is looked for, and how many for each of their statistics.
 _PARTICLES = (4096, 16384)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
-from numpy.typing import NDArray
 
 from bayeskernel.gauge import canonical_signs
 from bayeskernel.meanfield.averaging import MeanTarget, blended
@@ -24,9 +23,8 @@ from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, ste
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
 from bayeskernel.meanfield.sites import groups
-from bayeskernel.problem import Problem
+from bayeskernel.problem import Floats, Problem
 
-Floats = NDArray[np.float64]
 # Laws that steer steps, from averages over particles at a point.
 _Steering: TypeAlias = Callable[[tuple[Averages, ...], Point], tuple[Law, ...]]
 
@@ -309,10 +307,8 @@ class CrowdSearch(NamedTuple):
 
     def _finished(self, answer: _Answer, curvature: float) -> Solution:
         saddle, nan = answer.saddle, float("nan")
-        start, signs = (
-            saddle.point,
-            canonical_signs(self.problem.tensor(saddle.point.C), self.problem.symmetry),
-        )
+        start = saddle.point
+        signs = canonical_signs(self.problem.tensor(start.C), self.problem.symmetry)
         if np.any(signs != 1):
             saddle = _flipped(saddle, np.repeat(signs, self.problem.patterns).astype(np.float64))
         return Solution(
@@ -354,16 +350,13 @@ def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, f
     shift makes all curvatures positive.
     """
 
-    def step() -> tuple[Floats, bool]:
-        x, _, length = steihaug(
-            lambda y: saddle.product(y) + shift * y, saddle.reduced_slope, radius, share=_SHARE
-        )
-        return x, length > (1 - 1e-6) * radius
+    def raised(y: Floats) -> Floats:
+        return saddle.product(y) + shift * y
 
-    x, endless = step()
-    if endless:
+    x, _, length = steihaug(raised, saddle.reduced_slope, radius, share=_SHARE)
+    if length > (1 - 1e-6) * radius:
         shift = max(shift, _CURVED - lowest_curvature(saddle)[0])
-        x, _ = step()
+        x, _, _ = steihaug(raised, saddle.reduced_slope, radius, share=_SHARE)
     return x, shift
 
 

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 from scipy.optimize import minimize
 
@@ -26,9 +25,8 @@ from bayeskernel._precision import jit
 from bayeskernel.conditioning import NULL_SHARE, whitened
 from bayeskernel.likelihood import energy, force
 from bayeskernel.meanfield.prior import prior_recursion
-from bayeskernel.problem import Problem, block_reads
+from bayeskernel.problem import Floats, Problem, block_reads
 
-Floats = NDArray[np.float64]
 # Block (n, k) of K reads block (i, j) of C, and how strongly.
 _Reads: TypeAlias = tuple[tuple[int, int, int, int, float], ...]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bayeskernel.errors import LARGEST, InputError, positive, real_array
 
@@ -113,3 +113,14 @@ def check_size(**counts: int) -> None:
 def _first_bad(argument: str, array: Floats) -> str:
     where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
     return f"{array[where]} at {argument}{list(where)}"
+
+
+def new_patterns(inputs: ArrayLike, task: Task) -> Floats:
+    """Inputs of new patterns, (T, P*, D), checked: as many steps and features as the task has."""
+    # The constructor of Task checks inputs; targets only have to exist.
+    array = real_array("inputs", inputs, (3,), "(T, P*, D)")
+    new = Task(array, np.zeros(array.shape[:2]))
+    steps, _, features, _ = task.shape
+    if (new.shape[0], new.shape[2]) != (steps, features):
+        raise InputError("inputs", f"shape ({steps}, P*, {features})", f"shape {array.shape}")
+    return new.inputs
