@@ -160,6 +160,8 @@ def resolve(activation: str | Callable[[jax.Array], jax.Array]) -> Activation:
     A callable must map a float array to a float array of the same shape, finite at finite input.
     Whether it is odd is found by evaluating it.
     """
+    if isinstance(activation, Activation):
+        return activation
     if isinstance(activation, str):
         if activation not in _NAMED:
             raise InputError(
@@ -189,3 +191,12 @@ def _from_callable(function: Callable[[jax.Array], jax.Array]) -> Activation:
     odd = bool(np.allclose(values, -values[::-1], rtol=1e-5, atol=1e-6))
     name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
     return Activation(name, function, odd)
+
+
+def recorded(name: str, *, odd: bool) -> Activation:
+    """The activation of a run by its name; a callable of the user's, known by it alone, cannot be evaluated."""
+
+    def missing(_: jax.Array) -> jax.Array:
+        raise InputError("activation", "the network of the run, as records hold no callable", name)
+
+    return resolve(name) if name in _NAMED else Activation(name, missing, odd)

@@ -106,6 +106,23 @@ def networks(theory, count, offset=0.0, **made):
     return of_networks(values, NETWORK, TASK, {"space": "trained", "optimizer": "adam"} | made)
 
 
+def test_activations_of_the_user_are_known_by_their_name():
+    """Records hold no callable: draws are judged and shown all the same, but not evaluated."""
+    network = bk.Network(32, lambda h: h / (1 + h**2), noise=0.3)
+    task = bk.tasks.endpoint([[1.0], [-1.0]], [1.0, -1.0], 2)
+    draws = [
+        bk.sample(jax.random.key(k), network, task, num_warmup=100, num_samples=100, num_chains=2)
+        for k in range(2)
+    ]
+    assert "kernel[1,0,2,1]" in bk.diagnose(draws[0]).table.index
+    assert bk.compare(draws[0], bk.solve(network, task)).diagnosis.flipped >= 0
+    cmp = bk.compare(*draws)
+    assert cmp.theory.network.describe() == network.describe()
+    assert cmp.theory.network.phi.odd
+    with pytest.raises(InputError, match="activation: expected the network of the run"):
+        cmp.theory.network.phi.values(np.ones(1))
+
+
 def test_trained_networks_stand_beside_samples_and_theory(theory):
     """One table of all three; errors are the spread over networks; minima deviate."""
     draws, own = fake_draws(theory, seed=3), networks(theory, 20)

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from bayeskernel.activations import recorded
 from bayeskernel.errors import InputError, instance
 from bayeskernel.gauge import SignSymmetry, sign_symmetry
 from bayeskernel.graph import Graph
@@ -128,6 +129,8 @@ def problem(draws: xr.DataTree) -> tuple[Network, Task]:
         described["sharing"] = Sharing(**described["sharing"])
     if described.get("graph") is not None:
         described["graph"] = Graph(**described["graph"])
+    odd = bool(symmetry(draws).generators.size)
+    described["activation"] = recorded(described["activation"], odd=odd)
     inputs = draws["constant_data"]["inputs"].to_numpy()
     targets = draws["observed_data"]["targets"].to_numpy()
     return Network(**described), Task(inputs, targets, str(draws.attrs["task"]))
@@ -136,10 +139,10 @@ def problem(draws: xr.DataTree) -> tuple[Network, Task]:
 def symmetry(draws: xr.DataTree) -> SignSymmetry:
     """The sign symmetry of a run."""
     steps, nodes = draws["constant_data"].sizes["step"], stored(draws, "kernel").shape[2]
-    recorded = json.loads(str(draws.attrs["symmetry"]))
+    flips = json.loads(str(draws.attrs["symmetry"]))
     return SignSymmetry(
-        np.array(recorded["generators"], np.int64).reshape(-1, nodes),
-        np.array(recorded["output_signs"], np.int64).reshape(-1, steps),
+        np.array(flips["generators"], np.int64).reshape(-1, nodes),
+        np.array(flips["output_signs"], np.int64).reshape(-1, steps),
     )
 
 
@@ -193,9 +196,9 @@ def check_same_run(draws: xr.DataTree, network: Network, task: Task) -> None:
     """Refuse draws that belong to another network or task."""
     check_problem(network, task)
     check_draws(draws)
-    recorded = json.loads(str(draws.attrs["network"]))
+    described = json.loads(str(draws.attrs["network"]))
     expected = network.describe()
-    differing = {k: v for k, v in recorded.items() if _plain(expected.get(k)) != v}
+    differing = {k: v for k, v in described.items() if _plain(expected.get(k)) != v}
     if differing:
         wanted = {name: expected.get(name) for name in differing}
         raise InputError(
