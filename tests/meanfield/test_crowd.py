@@ -180,6 +180,30 @@ def test_steps_that_run_away_are_taken_back(monkeypatch):
     assert saddle.residual < stochastic._BALANCED
 
 
+@pytest.mark.parametrize(("drift", "windows"), [(0.0, 1), (0.02, 2)])
+def test_a_mean_of_points_that_drift_does_not_count(drift, windows, monkeypatch):
+    """Where halves of a window are 2 % apart its mean may be in balance; another window follows."""
+    stepped, count = stochastic.CrowdSearch._stepped, stochastic._AVERAGED // stochastic._BETWEEN
+    real = []
+
+    def drifting(self, state, steering, sweeps=1):
+        if real:
+            state = state._replace(point=real[-1])
+        state = stepped(self, state, steering, sweeps)
+        if sweeps == 1:
+            return state
+        real.append(state.point)
+        share = drift * (len(real) > count // 2) - drift / 2 if len(real) <= count else 0.0
+        return state._replace(point=state.point._replace(C=(1 + share) * state.point.C))
+
+    search = posed(bk.Network(64, "erf", noise=1.0), TASK, None, 1e-7, 200, None)
+    state = search._approached(search._prior())
+    monkeypatch.setattr(stochastic.CrowdSearch, "_stepped", drifting)
+    saddle, _ = search._averaged(state)
+    assert saddle.residual < stochastic._BALANCED
+    assert len(real) == windows * count
+
+
 def test_the_error_of_a_mean_target_finds_slow_modes():
     """Independent batches give sd / sqrt n; what persists for eight of them gives what an eighth as many do."""
     rng = np.random.default_rng(0)
