@@ -10,16 +10,7 @@ from bayeskernel.errors import InputError
 def check_memory(argument: str, made_of: str, size: float, instead: str) -> None:
     """Refuse work that needs ``size`` bytes, more than the machine has.
 
-    Parameters
-    ----------
-    argument
-        What makes it large.
-    made_of
-        How large that is, in words.
-    size
-        Bytes.
-    instead
-        What a user could do.
+    Its ``argument`` makes it large, how large ``made_of`` says in words, and ``instead`` what a user could do.
     """
     if size > memory():
         expected = f"what fits into the {_gigabytes(memory())} of this machine ({instead})"

@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from threadpoolctl import threadpool_limits
 from bayeskernel._precision import jit
 from bayeskernel.errors import InputError
 from bayeskernel.inference import hmc
-from bayeskernel.inference.checkpoint import Checkpoint, Draws, joined, restored
+from bayeskernel.inference.checkpoint import Checkpoint, Draws, joined
 from bayeskernel.inference.spaces import Space
 
 T = TypeVar("T")
@@ -39,18 +40,8 @@ _WRITE_SECONDS = 1.0
 _OBSERVATION = 0x0B5E12ED
 
 
-class Progress(NamedTuple):
-    """What a chain reports after every chunk."""
-
-    chain: int
-    done: int
-    total: int
-    warming_up: bool
-    step_size: float
-    divergences: int
-
-
-Report = Callable[[Progress], None]
+# Told after every chunk: chain, transitions done, whether it warms up, step size, divergences.
+Report = Callable[[int, int, bool, float, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,10 +145,6 @@ def exact_hmc(space: Space, num_warmup: int) -> Parts:
     return jit(first), transition, 1
 
 
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C during a run that is kept on disk; the message says how to go on."""
-
-
 def run(
     sampler: Sampler,
     data: Any,
@@ -171,26 +158,9 @@ def run(
 
     The first chain's last state comes with them.
     """
-    double = bool(jnp.zeros(()).dtype == jnp.float64)
-
-    def one(chain: int, stop: threading.Event) -> tuple[Draws, Any]:
-        # Configuration contexts are per thread.
-        with jax.enable_x64(double):
-            draws, state = _run_chain(
-                sampler,
-                data,
-                rng_keys[chain],
-                num_warmup,
-                num_samples,
-                chain,
-                report,
-                checkpoint,
-                stop,
-            )
-        return draws, (state if chain == 0 else None)
-
     # Compile here: threads that meet an uncompiled function would each compile it.
     jax.block_until_ready(sampler.start(rng_keys[0], data))
+    one = partial(_run_chain, sampler, data, rng_keys, num_warmup, num_samples, report, checkpoint)
     draws, states = zip(*side_by_side(one, len(rng_keys), checkpoint), strict=True)
     return {name: np.stack([own[name] for own in draws]) for name in draws[0]}, states[0]
 
@@ -199,19 +169,25 @@ def side_by_side(
     one: Callable[[int, threading.Event], T], count: int, checkpoint: Checkpoint | None
 ) -> list[T]:
     """Results of ``one`` for 0, 1, ..., in threads; it is to come to an end soon after its event is set."""
-    stop = threading.Event()
+    stop, double = threading.Event(), jnp.result_type(float) == jnp.float64
+
+    def task(k: int) -> T:
+        # Configuration contexts are per thread.
+        with jax.enable_x64(double):
+            return one(k, stop)
+
     # The tasks use the cores; threads of their own inside LAPACK would only wait for each other.
     workers = min(count, os.cpu_count() or 1)
     with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-        running = [pool.submit(one, k, stop) for k in range(count)]
+        running = [pool.submit(task, k) for k in range(count)]
         try:
-            return [task.result() for task in running]
+            return [future.result() for future in running]
         except BaseException as error:
             # Those under way stop at the end of a chunk, those that have not begun do not begin.
             stop.set()
             pool.shutdown(cancel_futures=True)
             if isinstance(error, KeyboardInterrupt) and checkpoint is not None:
-                raise Interrupted(
+                raise KeyboardInterrupt(
                     f"stopped; what there is so far is kept in {checkpoint.folder}, and the same call goes on"
                 ) from None
             raise
@@ -220,19 +196,18 @@ def side_by_side(
 def _run_chain(
     sampler: Sampler,
     data: Any,
-    rng_key: jax.Array,
+    rng_keys: jax.Array,
     num_warmup: int,
     num_samples: int,
-    chain: int,
     report: Report | None,
     checkpoint: Checkpoint | None,
+    chain: int,
     stop: threading.Event,
 ) -> tuple[Draws, Any]:
-    state = sampler.start(rng_key, data)
+    state = sampler.start(rng_keys[chain], data)
     done = files = divergences = 0
-    saved = None if checkpoint is None else checkpoint.load(chain)
-    if saved is not None:
-        state, done, files = restored(saved, state), saved.done, saved.parts
+    if checkpoint is not None:
+        state, done, files = checkpoint.load(chain, state)
     total, chunk, parts = num_warmup + num_samples, 1, list[Draws]()
     written = time.monotonic()
     while done < total and not stop.is_set():
@@ -249,10 +224,9 @@ def _run_chain(
             parts.append(rows)
             divergences += int(rows["diverging"].sum())
         if report is not None:
-            step = float(rows["step_size"][-1])
-            report(Progress(chain, done, total, warming_up, step, divergences))
+            report(chain, done, warming_up, float(rows["step_size"][-1]), divergences)
         due = time.monotonic() - written > _WRITE_SECONDS or done == total or stop.is_set()
         if checkpoint is not None and due:
             files = checkpoint.save(chain, state, done, files, joined(parts))
             parts, written = [], time.monotonic()
-    return joined(parts), state
+    return joined(parts), (state if chain == 0 else None)

@@ -15,9 +15,10 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -27,7 +28,6 @@ from bayeskernel.inference.storage import (
     load,
     read_arrays,
     read_record,
-    save,
     write_arrays,
     write_parts,
     write_record,
@@ -37,39 +37,14 @@ from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 
 Draws = dict[str, np.ndarray]
+T = TypeVar("T")
 
 _INTACT = "what was written before is intact, and the same call goes on from there"
 _VERSIONS = ("bayeskernel", "jax", "jaxlib", "numpyro", "numpy")
 
 
-class Saved(NamedTuple):
-    """Where a chain was left.
-
-    Attributes
-    ----------
-    leaves
-        Arrays of its state.
-    done
-        Transitions made, warm-up included.
-    parts
-        Number of files with draws.
-    """
-
-    leaves: list[np.ndarray]
-    done: int
-    parts: int
-
-
 class Checkpoint:
-    """A folder with the progress of one run.
-
-    Parameters
-    ----------
-    folder
-        Made if it is not there.
-    identity
-        What is sampled, from `identity`; a folder of another run is refused.
-    """
+    """A folder with the progress of one run, made if it is not there; that of a run of another `identity` is refused."""
 
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> None:
         if not isinstance(folder, (str, os.PathLike)):
@@ -89,20 +64,25 @@ class Checkpoint:
                     f"{self.folder}, a run with {found.get(name)!r}",
                 )
 
-    def load(self, chain: int) -> Saved | None:
-        """The state of a chain, None where it has not begun."""
+    def load(self, chain: int, like: T) -> tuple[T, int, int]:
+        """State of a chain in the form of ``like``, transitions made, files of draws; before it began, ``like`` and zeros."""
         path = self._chain(chain) / "state"
         if not path.exists():
-            return None
-        arrays = read_arrays(path)
-        count = len(arrays) - 2
-        leaves = [arrays[f"leaf{i}"] for i in range(count)]
-        return Saved(leaves, int(arrays["done"]), int(arrays["parts"]))
+            return like, 0, 0
+        arrays, (leaves, form) = read_arrays(path), jax.tree.flatten(like)
+        state = [jnp.asarray(arrays[f"leaf{i}"]) for i in range(len(leaves))]
+        for i, old in enumerate(leaves):
+            if is_typed(old):
+                state[i] = jax.random.wrap_key_data(state[i], impl=jax.random.key_impl(old))
+        return jax.tree.unflatten(form, state), int(arrays["done"]), int(arrays["parts"])
 
     def save(self, chain: int, state: Any, done: int, parts: int, rows: Draws) -> int:
         """Write draws, if there are any, then the state that follows them; returns the number of parts."""
         folder = self._chain(chain)
-        leaves = {f"leaf{i}": _plain(x) for i, x in enumerate(jax.tree.leaves(state))}
+        leaves = {
+            f"leaf{i}": np.asarray(jax.random.key_data(x) if is_typed(x) else x)
+            for i, x in enumerate(jax.tree.leaves(state))
+        }
         try:
             folder.mkdir(exist_ok=True)
             if rows:
@@ -122,44 +102,32 @@ class Checkpoint:
         self, chains: int, draws: int, arrange: Callable[[Draws], xr.DataTree]
     ) -> xr.DataTree:
         """Join the parts in one file, one part in memory at a time, and open it."""
-        first = next(self._parts(0))[1]
-        try:
-            write_parts(
-                self._whole,
-                arrange(first),
-                chains,
-                draws,
-                (
-                    (chain, row, arrange(part))
-                    for chain in range(chains)
-                    for row, part in self._parts(chain)
-                ),
-            )
-        except StorageError as error:
-            raise StorageError(f"{error}; {_INTACT}") from error
-        return self._only_whole()
+        like = arrange(next(self._parts(0))[1])
+        parts = (
+            (chain, row, arrange(part))
+            for chain in range(chains)
+            for row, part in self._parts(chain)
+        )
+        return self.conclude(lambda path: write_parts(path, like, chains, draws, parts))
 
-    def conclude(self, whole: xr.DataTree) -> xr.DataTree:
-        """Put the result of a run that fits in memory in the place of its parts, and open it."""
+    def conclude(self, write: Callable[[Path], object]) -> xr.DataTree:
+        """Put what ``write`` writes in the place of the parts, and open it."""
         try:
-            save(whole, self._whole)
+            write(self._whole)
         except StorageError as error:
             raise StorageError(f"{error}; {_INTACT}") from error
-        return self._only_whole()
+        for chain in self.folder.glob("chain-*"):
+            shutil.rmtree(chain)
+        return load(self._whole)
 
     def rows(self, chain: int) -> Draws:
         """All that was written of a chain, rows after each other."""
         return joined([{k: v[0] for k, v in part.items()} for _, part in self._parts(chain)])
 
-    def _only_whole(self) -> xr.DataTree:
-        for chain in self.folder.glob("chain-*"):
-            shutil.rmtree(chain)
-        return load(self._whole)
-
     def _parts(self, chain: int) -> Iterator[tuple[int, Draws]]:
         """First row and draws, shape (1, draw, ...), of each part of a chain."""
-        saved, row = self.load(chain), 0
-        for i in range(saved.parts if saved else 0):
+        row = 0
+        for i in range(self.load(chain, None)[2]):
             rows = read_arrays(self._chain(chain) / f"draws-{i:06d}")
             yield row, {name: values[None] for name, values in rows.items()}
             row += len(rows["kernel"])
@@ -199,25 +167,3 @@ def joined(parts: list[Draws]) -> Draws:
     return {
         name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())
     }
-
-
-def restored(saved: Saved, like: Any) -> Any:
-    """A state from its arrays, in the form of another state of the same chain."""
-    leaves, form = jax.tree.flatten(like)
-    return jax.tree.unflatten(
-        form,
-        [
-            jax.random.wrap_key_data(jax.numpy.asarray(x), impl=jax.random.key_impl(old))
-            if _is_key(old)
-            else jax.numpy.asarray(x)
-            for x, old in zip(saved.leaves, leaves, strict=True)
-        ],
-    )
-
-
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and is_typed(leaf)
-
-
-def _plain(leaf: Any) -> np.ndarray:
-    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)

@@ -150,7 +150,7 @@ def predict(
 
 def _weights_given(key: jax.Array, h: Floats, network: Network, task: Task) -> dict[str, Floats]:
     graph, width = network.graph_of(task.shape[0]), network.width
-    sites = _training_sites(h, network, task)
+    sites = _sites(network.phi.values(h), h, network, task.inputs)
     lengths = {"recurrent": width, "input": task.shape[2], "bias": 1}
     keys = (*jax.random.split(key), jax.random.fold_in(key, 2))
     z = {
@@ -222,7 +222,7 @@ def _new_activities(h: Floats, noise: Floats, network: Network, task: Task, new:
 
     ``noise`` holds as many rows of standard normal variables as there are new sites.
     """
-    known, count = _training_sites(h, network, task), new.shape[1]
+    known, count = _sites(network.phi.values(h), h, network, task.inputs), new.shape[1]
     met, _ = whitened(known.covariance(known), task.shape[1], NULL_SHARE["exact"])
     white = met.whiten(known.h[met.pivots])
     activities = np.zeros((len(h), count, h.shape[2]))
@@ -234,10 +234,6 @@ def _new_activities(h: Floats, noise: Floats, network: Network, task: Task, new:
         activities[n] = network.phi.values(gain @ white + root @ fresh)
         white = np.concatenate([white, fresh])
     return activities
-
-
-def _training_sites(h: Floats, network: Network, task: Task) -> _Sites:
-    return _sites(network.phi.values(h), h, network, task.inputs)
 
 
 def _sites(

@@ -25,7 +25,7 @@ class Coordinates(NamedTuple):
     Attributes
     ----------
     width, phi, mean_field
-        Units of z, activation and scaling of the network; no width where z is no unit's (space of kernels).
+        Units of z, activation and scaling of the network; width 0 where z is no unit's (space of kernels).
     patterns
         P.
     steps, outputs
@@ -40,7 +40,7 @@ class Coordinates(NamedTuple):
         Sites and outputs of every group of targets, as in ``Problem.readings``.
     """
 
-    width: int | None
+    width: int
     phi: Activation
     mean_field: bool
     patterns: int

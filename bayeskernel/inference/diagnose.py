@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
 from bayeskernel.errors import InputError
 from bayeskernel.exchange import Matched, matched, pattern_symmetry
@@ -218,60 +219,52 @@ def diagnose(draws: xr.DataTree) -> Diagnosis:
         If the draws hold no posterior, or too few draws to split a chain.
     """
     check_draws(draws)
-    if trained_networks(draws):
-        return _of_networks(draws)
-    posterior, stats = draws["posterior"].to_dataset(), draws["sample_stats"].to_dataset()
-    if posterior.sizes["draw"] < 4:
-        raise InputError("draws", "at least 4 draws a chain", posterior.sizes["draw"])
+    networks, count = trained_networks(draws), draws["posterior"].sizes["draw"]
+    if not networks and count < 4:
+        raise InputError("draws", "at least 4 draws a chain", count)
     kernel, output, flipped, exchanged = gauge_fixed(draws)
-    lp = stats["lp"].to_numpy().astype(np.float64)
     norms = np.sqrt(np.einsum("cdtasb,cdtasb->cdts", kernel, kernel, dtype=np.float64))
     nodes, patterns = kernel.shape[2:4]
-    every = [
-        np.arange(1),
-        distinct(nodes),
-        distinct(nodes * patterns),
-        np.arange(output[0, 0].size),
-    ]
-    parts = zip((lp[..., None], norms, kernel, output), every, strict=True)
+    every = distinct(nodes), distinct(nodes * patterns), np.arange(output[0, 0].size)
+    parts = [*zip((norms, kernel, output), every, strict=True)]
+    shape = (nodes, *output.shape[2:])
+    if networks:
+        return EnsembleDiagnosis(
+            numbers=np.concatenate([by_pieces(moments, *part)[:3] for part in parts], axis=1),
+            shape=shape,
+            divergences=(),
+            tree_depth_hits=(),
+            e_bfmi=(),
+            stuck=(),
+            branches=(tuple(range(networks)),),
+            flipped=flipped,
+            exchanged=exchanged,
+            broken=tuple(settings(draws).get("left_out", ())),
+            unsettled=unsettled(draws),
+            judged="trace" in draws.children,
+        )
+    stats = draws["sample_stats"].to_dataset()
+    lp = stats["lp"].to_numpy().astype(np.float64)
+    parts.insert(0, (lp[..., None], np.arange(1)))
     finite = np.isfinite(lp).all(1) & np.isfinite(kernel).all(axis=(1, 2, 3, 4, 5))
     moved = np.any(np.diff(kernel, axis=1) != 0, axis=(2, 3, 4, 5)) | (np.diff(lp, axis=1) != 0)
     stuck = tuple(int(c) for c in np.flatnonzero(moved.mean(1) < 1 - _STUCK))
     invariants = np.concatenate([norms.reshape(*lp.shape, -1), lp[..., None]], axis=-1)
     energy = stats["energy"].to_numpy().astype(np.float64)
+    hits = (0,) * len(lp)
+    if settings(draws)["sampler"] == "nuts":
+        hits = tuple(int(n) for n in (stats["tree_depth"] >= TREE_DEPTH).sum("draw"))
     return Diagnosis(
-        numbers=np.concatenate([by_pieces(_judged, x, which) for x, which in parts], axis=1),
-        shape=(nodes, *output.shape[2:]),
+        numbers=np.concatenate([by_pieces(_judged, *part) for part in parts], axis=1),
+        shape=shape,
         divergences=tuple(int(n) for n in stats["diverging"].sum("draw")),
-        tree_depth_hits=_tree_depth_hits(draws, stats),
+        tree_depth_hits=hits,
         e_bfmi=tuple(_bfmi(e) for e in energy),
         stuck=stuck,
         branches=_branches(invariants),
         flipped=flipped,
         exchanged=exchanged,
         broken=tuple(int(c) for c in np.flatnonzero(~finite)),
-    )
-
-
-def _of_networks(draws: xr.DataTree) -> EnsembleDiagnosis:
-    kernel, output, flipped, exchanged = gauge_fixed(draws)
-    norms = np.sqrt(np.einsum("cdtasb,cdtasb->cdts", kernel, kernel, dtype=np.float64))
-    count, _, nodes, patterns = kernel.shape[:4]
-    every = [distinct(nodes), distinct(nodes * patterns), np.arange(output[0, 0].size)]
-    parts = zip((norms, kernel, output), every, strict=True)
-    return EnsembleDiagnosis(
-        numbers=np.concatenate([by_pieces(moments, x, which)[:3] for x, which in parts], axis=1),
-        shape=(nodes, *output.shape[2:]),
-        divergences=(),
-        tree_depth_hits=(),
-        e_bfmi=(),
-        stuck=(),
-        branches=(tuple(range(count)),),
-        flipped=flipped,
-        exchanged=exchanged,
-        broken=tuple(settings(draws).get("left_out", ())),
-        unsettled=unsettled(draws),
-        judged="trace" in draws.children,
     )
 
 
@@ -295,12 +288,6 @@ def _judged(x: Floats) -> Floats:
         return np.concatenate([moments(x)[:3], trust(x)])
 
 
-def _tree_depth_hits(draws: xr.DataTree, stats: xr.Dataset) -> tuple[int, ...]:
-    if settings(draws)["sampler"] != "nuts":
-        return (0,) * stats.sizes["chain"]
-    return tuple(int(n) for n in (stats["tree_depth"] >= TREE_DEPTH).sum("draw"))
-
-
 def _bfmi(energy: Floats) -> float:
     """<(E_n - E_(n-1))^2> / var E of one chain; NaN where the energy does not move."""
     variance = float(np.var(energy))
@@ -310,15 +297,10 @@ def _bfmi(energy: Floats) -> float:
 def _branches(invariants: Floats) -> tuple[tuple[int, ...], ...]:
     """Group chains that overlap in every invariant; invariants (chain, draw, n)."""
     mean, std = invariants.mean(1), invariants.std(1)
-    groups = list[list[int]]()
-    for c in range(len(mean)):
-        near = [
-            g
-            for g in groups
-            if any(
-                np.all(np.abs(mean[c] - mean[k]) <= _APART * np.hypot(std[c], std[k]) + 1e-12)
-                for k in g
-            )
-        ]
-        groups = [g for g in groups if g not in near] + [[*sum(near, list[int]()), c]]
-    return tuple(sorted((tuple(g) for g in groups), key=lambda g: (-len(g), g)))
+    near = [
+        np.all(np.abs(mean - m) <= _APART * np.hypot(std, s) + 1e-12, axis=1)
+        for m, s in zip(mean, std, strict=True)
+    ]
+    count, group = connected_components(np.array(near), directed=False)
+    groups = (tuple(np.flatnonzero(group == k).tolist()) for k in range(count))
+    return tuple(sorted(groups, key=lambda g: (-len(g), g)))

@@ -13,12 +13,11 @@ from threading import Event
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from bayeskernel.inference import weights
 from bayeskernel.inference.chains import side_by_side
-from bayeskernel.inference.checkpoint import Checkpoint, Draws, joined, restored
+from bayeskernel.inference.checkpoint import Checkpoint, Draws, joined
 from bayeskernel.inference.descent import (
     Position,
     Run,
@@ -78,16 +77,16 @@ def train_ensemble(
     count = len(keys)
     size = block_size(course.run.net.width, count)
     blocks = [slice(first, first + size) for first in range(0, count, size)]
-    double = bool(jnp.zeros(()).dtype == jnp.float64)
 
     def one(block: int, stop: Event) -> tuple[Draws, Draws]:
-        # Configuration contexts are per thread.
-        with jax.enable_x64(double):
-            own = jax.tree.map(lambda x: x[blocks[block]], z)
-            return _train_block(course, own, keys[blocks[block]], block, report, checkpoint, stop)
+        own = jax.tree.map(lambda x: x[blocks[block]], z)
+        return _train_block(course, own, keys[blocks[block]], block, report, checkpoint, stop)
 
     # Compile here: threads that meet an uncompiled function would each compile it.
-    _first_calls(course, jax.tree.map(lambda x: x[blocks[0]], z), keys[blocks[0]])
+    first, own = jax.tree.map(lambda x: x[blocks[0]], z), keys[blocks[0]]
+    state = begin(first, own, course.data, course.rate, course.run)
+    state = advance(state, own, course.data, course.rate, course.decay, 0, 0, course.run)
+    _record(course, state, own, 0)
     done = side_by_side(one, len(blocks), checkpoint)
     rows, kept = zip(*done, strict=True)
     recorded = {
@@ -100,16 +99,6 @@ def block_size(width: int, count: int) -> int:
     """Networks in a block: a divisor of their number, as every size of a block is compiled for."""
     most = max(1, min(count, _BLOCK // width**2))
     return next(size for size in range(most, 0, -1) if count % size == 0)
-
-
-def _first_calls(course: Course, z: Position, keys: jax.Array) -> None:
-    state = begin(z, keys, course.data, course.rate, course.run)
-    _record(
-        course,
-        advance(state, keys, course.data, course.rate, course.decay, 0, 0, course.run),
-        keys,
-        0,
-    )
 
 
 def _train_block(
@@ -125,13 +114,12 @@ def _train_block(
     state = begin(z, keys, data, rate, run)
     done = files = 0
     parts = list[Draws]()
-    saved = None if checkpoint is None else checkpoint.load(block)
-    if saved is not None:
-        state, done, files = restored(saved, state), saved.done, saved.parts
+    if checkpoint is not None:
+        state, done, files = checkpoint.load(block, state)
+    if not done:
+        parts.append(_record(course, state, keys, 0))
     chunk, written, cost = 1, time.monotonic(), 0.0
     for goal in course.seen:
-        if saved is not None and goal <= saved.done:
-            continue
         while done < goal and not stop.is_set():
             n, began = min(chunk, goal - done), time.perf_counter()
             state = jax.block_until_ready(
@@ -149,8 +137,6 @@ def _train_block(
                 files = checkpoint.save(block, state, done, files, joined(parts))
                 parts, written = [], time.monotonic()
                 cost = written - began
-        if goal == 0:
-            parts.append(_record(course, state, keys, 0))
     rows = joined(parts) if checkpoint is None else checkpoint.rows(block)
     if not course.keep_weights:
         return rows, {}

@@ -26,7 +26,6 @@ from bayeskernel.inference.preactivations import full_kernel, log_likelihood, un
 def check(coordinates: Coordinates) -> None:
     """Refuse networks whose kernels do not have a density of this form."""
     width, rank = coordinates.width, coordinates.rank
-    assert width is not None
     if coordinates.phi.name != "linear":
         raise InputError("space", "'weights' or 'preactivations' unless phi is linear", "'kernels'")
     if width < rank:

@@ -252,11 +252,7 @@ def log_likelihood(z: jax.Array, coordinates: Coordinates, data: Data) -> jax.Ar
     return log_likelihood_and_gradient(z, coordinates, data)[0]
 
 
-def _pull(_: Coordinates, gradient: jax.Array, slope: jax.Array) -> tuple[jax.Array, None]:
-    return slope * gradient, None
-
-
-log_likelihood.defvjp(log_likelihood_and_gradient, _pull)
+log_likelihood.defvjp(log_likelihood_and_gradient, lambda _, pulled, slope: (pulled * slope, None))
 
 
 def full_kernel(nodes: Sequence[Node], coordinates: Coordinates) -> jax.Array:
@@ -267,7 +263,6 @@ def full_kernel(nodes: Sequence[Node], coordinates: Coordinates) -> jax.Array:
 
 def model(coordinates: Coordinates, data: Data) -> None:
     """Define the NumPyro model: z of shape (rank, N), and the likelihood of its kernel."""
-    assert coordinates.width is not None
     shape = (coordinates.rank, coordinates.width)
     z = numpyro.sample("z", dist.Normal(0, 1).expand(shape).to_event(2))
     numpyro.deterministic("kernel", full_kernel(unfold(z, coordinates, data)[0], coordinates))

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bayeskernel.inference.chains import Progress, Report
+from bayeskernel.inference.chains import Report
 
 
 @contextmanager
@@ -30,19 +29,19 @@ def chain_bars(title: str, chains: int, total: int, show: bool) -> Iterator[Repo
         TimeRemainingColumn(),
     )
     console.print(f"sampling {title}", highlight=False)
-    with Bars(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=console, transient=True) as bars:
         tasks = [
             bars.add_task("compiles", total=total, chain=c + 1, step_size=0.0, divergences=0)
             for c in range(chains)
         ]
 
-        def report(p: Progress) -> None:
+        def report(chain: int, done: int, warming_up: bool, step: float, divergences: int) -> None:
             bars.update(
-                tasks[p.chain],
-                completed=p.done,
-                description="warm-up" if p.warming_up else "samples",
-                step_size=p.step_size,
-                divergences=p.divergences,
+                tasks[chain],
+                completed=done,
+                description="warm-up" if warming_up else "samples",
+                step_size=step,
+                divergences=divergences,
             )
 
         yield report
@@ -60,7 +59,7 @@ def training_bar(
     said = TextColumn("loss {task.fields[loss]:.4g}{task.fields[diverged]}")
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), said, TimeRemainingColumn())
     latest = dict[int, tuple[int, np.ndarray]]()
-    with Bars(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(title, total=steps, loss=np.nan, diverged="")
 
         def report(block: int, done: int, loss: np.ndarray) -> None:

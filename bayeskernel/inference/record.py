@@ -15,8 +15,8 @@ from bayeskernel.activations import recorded
 from bayeskernel.errors import InputError, instance
 from bayeskernel.gauge import SignSymmetry, sign_symmetry
 from bayeskernel.graph import Graph
-from bayeskernel.keys import is_typed
 from bayeskernel.network import Network, check_problem
+from bayeskernel.problem import block_reads
 from bayeskernel.problem import problem as posed
 from bayeskernel.sharing import Sharing
 from bayeskernel.tasks import Task
@@ -72,20 +72,15 @@ def to_datatree(
     if stats:
         stats["tree_depth"] = np.ceil(np.log2(stats["n_steps"] + 1)).astype(np.int64)
         groups["sample_stats"] = xr.Dataset({k: (("chain", "draw"), v) for k, v in stats.items()})
-        groups["sample_stats"] = groups["sample_stats"].assign_coords(
-            _counts(groups["sample_stats"])
-        )
     names = ("step", "pattern", "output_unit")
-    observed = xr.Dataset({"targets": (names, task.targets)})
-    constant = xr.Dataset(
+    groups["observed_data"] = xr.Dataset({"targets": (names, task.targets)})
+    groups["constant_data"] = xr.Dataset(
         {
             "inputs": (("step", "pattern", "feature"), task.inputs),
             "supervised": (names, task.supervised),
         }
     )
-    groups["observed_data"] = observed.assign_coords(_counts(observed))
-    groups["constant_data"] = constant.assign_coords(_counts(constant))
-    tree = xr.DataTree.from_dict(groups)
+    tree = xr.DataTree.from_dict({name: _counted(data, {}) for name, data in groups.items()})
     tree.attrs = {
         "network": json.dumps(network.describe(), sort_keys=True),
         "task": task.name,
@@ -111,10 +106,7 @@ def dataset(draws: dict[str, np.ndarray], axes: dict[str, list[Any]] | None = No
             else:
                 sizes[dim] = size
         variables[name] = (tuple(sizes), values.reshape(tuple(sizes.values())))
-    data = xr.Dataset(variables)
-    return data.assign_coords(
-        _counts(data) | {dim: v for dim, v in of_nodes.items() if dim in data.dims}
-    )
+    return _counted(xr.Dataset(variables), of_nodes)
 
 
 def settings(draws: xr.DataTree) -> dict[str, Any]:
@@ -170,8 +162,7 @@ def trained_networks(draws: xr.DataTree) -> int:
 
 def seed_data(rng_key: jax.Array) -> list[int]:
     """Words of a JAX key, from which ``jax.random.wrap_key_data`` makes it again."""
-    words = jax.random.key_data(rng_key) if is_typed(rng_key) else rng_key
-    return [int(word) for word in np.asarray(words).ravel()]
+    return np.asarray(jax.random.key_data(rng_key)).ravel().tolist()
 
 
 def check_draws(draws: object) -> None:
@@ -197,8 +188,8 @@ def check_same_run(draws: xr.DataTree, network: Network, task: Task) -> None:
     check_problem(network, task)
     check_draws(draws)
     described = json.loads(str(draws.attrs["network"]))
-    expected = network.describe()
-    differing = {k: v for k, v in described.items() if _plain(expected.get(k)) != v}
+    expected = json.loads(json.dumps(network.describe()))
+    differing = {k: v for k, v in described.items() if expected.get(k) != v}
     if differing:
         wanted = {name: expected.get(name) for name in differing}
         raise InputError(
@@ -212,10 +203,6 @@ def check_same_run(draws: xr.DataTree, network: Network, task: Task) -> None:
             raise InputError("draws", f"a run on this task's {name}", f"a run on other {name}")
 
 
-def _plain(value: object) -> object:
-    return json.loads(json.dumps(value))
-
-
 def node_axes(graph: Graph) -> dict[str, list[Any]]:
     """Dimensions of nodes with their coordinates: step of a chain, layer and step of a stack, else node."""
     places = graph.places_of_nodes.tolist()
@@ -225,9 +212,15 @@ def node_axes(graph: Graph) -> dict[str, list[Any]]:
     return {"node": list(range(1, graph.size + 1))}
 
 
-def _counts(data: xr.Dataset) -> dict[str, np.ndarray]:
-    first = {"step": 1, "other_step": 1}
-    return {str(dim): np.arange(size) + first.get(str(dim), 0) for dim, size in data.sizes.items()}
+def _counted(data: xr.Dataset, known: dict[str, list[Any]]) -> xr.Dataset:
+    """Coordinates for dimensions without them: those known, else counted, steps from 1."""
+    return data.assign_coords(
+        {
+            dim: known.get(str(dim), np.arange(size) + (dim in ("step", "other_step")))
+            for dim, size in data.sizes.items()
+            if dim not in data.coords
+        }
+    )
 
 
 def _preactivation_kernel(kernel: np.ndarray, network: Network, task: Task) -> np.ndarray:
@@ -235,8 +228,6 @@ def _preactivation_kernel(kernel: np.ndarray, network: Network, task: Task) -> n
     defined = posed(network, task)
     drive = defined.tensor(defined.input_kernel).astype(kernel.dtype)
     K = np.broadcast_to(drive, kernel.shape).copy()
-    gain = defined.gain.tocoo()
-    for written, read, strength in zip(gain.row, gain.col, gain.data, strict=True):
-        (t, s), (before, other) = divmod(written, defined.nodes), divmod(read, defined.nodes)
+    for t, s, before, other, strength in block_reads(defined.gain):
         K[..., t, :, s, :] += kernel.dtype.type(strength) * kernel[..., before, :, other, :]
     return K

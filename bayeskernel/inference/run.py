@@ -145,16 +145,16 @@ def _sample(
         sampler = "nuts" if chosen.name == "kernels" else "hmc"
     engine = _sampler(chosen.name, chosen.static, sampler, num_warmup, keep)
     kept = None
+    options = {
+        "space": chosen.name,
+        "sampler": sampler,
+        "num_warmup": num_warmup,
+        "num_samples": num_samples,
+        "num_chains": num_chains,
+    }
+    double = jnp.result_type(float) == jnp.float64
     if checkpoint is not None:
-        layout = {
-            "space": chosen.name,
-            "sampler": sampler,
-            "num_warmup": num_warmup,
-            "num_samples": num_samples,
-            "num_chains": num_chains,
-            "keep": list(keep),
-            "double": _double(),
-        }
+        layout = options | {"keep": list(keep), "double": double}
         kept = Checkpoint(checkpoint, identity(network, task, record.seed_data(rng_key), layout))
         if (finished := kept.finished()) is not None:
             return finished, None
@@ -162,17 +162,13 @@ def _sample(
     title = f"{chosen.name}, {sampler} ({chosen.reason})"
     with (
         chain_bars(title, num_chains, num_warmup + num_samples, progress) as report,
-        jax.enable_x64(chosen.name == "kernels" or _double()),
+        jax.enable_x64(chosen.name == "kernels" or double),
     ):
         draws, state = chains.run(engine, chosen.data, keys, num_warmup, num_samples, report, kept)
         last = engine.units(state, chosen.data) if units else {}
     settings = {
-        "space": chosen.name,
+        **options,
         "space_reason": chosen.reason,
-        "sampler": sampler,
-        "num_warmup": num_warmup,
-        "num_samples": num_samples,
-        "num_chains": num_chains,
         "rng_key": record.seed_data(rng_key),
         "backend": jax.default_backend(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
@@ -232,7 +228,9 @@ def _check_memory(
     made_of = f"{num_chains} * {draws:,} draws of {numbers:,} numbers"
     # Kernel space, where "auto" ends for linear networks, is in float64.
     kernels = space == "kernels" or (space == "auto" and network.phi.linear and not keep)
-    size = _COPIES * num_chains * draws * numbers * (8 if kernels or _double() else 4)
+    size = (
+        _COPIES * num_chains * draws * numbers * (8 if kernels else jnp.result_type(float).itemsize)
+    )
     check_memory(argument, made_of, size, instead)
 
 
@@ -245,31 +243,27 @@ class _Choice(NamedTuple):
 
 def _choose(space: str, network: Network, task: Task, keep: tuple[str, ...]) -> _Choice:
     """Pick the space, and say why."""
-    asked = space != "auto" or "weights" in keep
-    name, reason = ("weights" if space == "auto" else space), "as asked"
-    if space == "auto" and asked:
-        reason = "weights are to be kept"
-    if name == "weights" and asked:
-        net = weights.structure(network, task.shape[0])
-        return _Choice(name, reason, net, weights.arrays(network, task))
-    defined = problem(network, task)
-    form = coordinates.coordinates(defined, coordinates.find_pivots(defined))
-    if not asked:
-        name, reason = _smallest(network, task, form, keep)
+    name, reason = space, "as asked"
+    if space == "auto" and "weights" in keep:
+        name, reason = "weights", "weights are to be kept"
+    if name != "weights":
+        defined = problem(network, task)
+        form = coordinates.coordinates(defined, coordinates.find_pivots(defined))
+        if name == "auto":
+            name, reason = _smallest(network, task, form, keep)
     if name == "weights":
         net = weights.structure(network, task.shape[0])
         return _Choice(name, reason, net, weights.arrays(network, task))
     if name == "kernels":
         kernel_space.check(form)
-        form = form._replace(width=None)
-    with jax.enable_x64(name == "kernels" or _double()):
+        form = form._replace(width=0)
+    with jax.enable_x64(name == "kernels" or jnp.result_type(float) == jnp.float64):
         return _Choice(name, reason, form, coordinates.arrays(defined))
 
 
 def _smallest(
     network: Network, task: Task, form: coordinates.Coordinates, keep: tuple[str, ...]
 ) -> tuple[str, str]:
-    assert form.width is not None
     if form.width < form.rank:
         reason = f"fewer units than independent sites ({form.width} < {form.rank})"
         return "weights", f"{reason}: kernels are nearly singular"
@@ -284,10 +278,6 @@ def _smallest(
     best = min(count, key=lambda name: count[name])
     sizes = ", ".join(f"{name} {n}" for name, n in count.items())
     return best, f"fewest dimensions ({sizes})"
-
-
-def _double() -> bool:
-    return bool(jnp.zeros(()).dtype == jnp.float64)
 
 
 @lru_cache(maxsize=32)

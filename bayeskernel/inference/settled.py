@@ -9,8 +9,6 @@ Descent: norms averaged over networks must stay where they are over the last qua
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -45,7 +43,10 @@ def unsettled(draws: xr.DataTree) -> tuple[str, ...]:
     if made["optimizer"] != "langevin":
         return _still_moving(norms, progress)
     found = _not_mixed(norms[:, progress >= 0.5]) or _drifting(norms, progress)
-    return found + _too_stiff(made["learning_rate"], made)
+    stiff = made["learning_rate"] * made["curvature"]
+    if stiff > STIFF:
+        found += (f"learning rate times curvature {stiff:.2g}, at most {STIFF:g} is wanted",)
+    return found
 
 
 def _not_mixed(norms: Floats) -> tuple[str, ...]:
@@ -81,13 +82,6 @@ def _drifting(norms: Floats, progress: Floats) -> tuple[str, ...]:
 def _quarter(norms: Floats, progress: Floats, start: float) -> Floats:
     """Means over a quarter of training."""
     return norms[:, (progress > start) & (progress <= start + 0.25)].mean(1)
-
-
-def _too_stiff(rate: float, made: dict[str, Any]) -> tuple[str, ...]:
-    stiff = rate * made["curvature"]
-    if stiff <= STIFF:
-        return ()
-    return (f"learning rate times curvature {stiff:.2g}, at most {STIFF:g} is wanted",)
 
 
 def _still_moving(norms: Floats, progress: Floats) -> tuple[str, ...]:

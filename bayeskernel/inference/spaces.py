@@ -87,7 +87,6 @@ def preactivation_space(coordinates: Coordinates) -> Space:
         return value, {"z": gradient}
 
     def draw_prior(rng_key: jax.Array, data: Data) -> Position:
-        assert coordinates.width is not None
         shape = (coordinates.rank, coordinates.width)
         return {"z": jax.random.normal(rng_key, shape, data.noise.dtype)}
 

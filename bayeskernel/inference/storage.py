@@ -58,7 +58,7 @@ def save(draws: xr.DataTree, path: str | os.PathLike[str]) -> Path:
         draws,
         len(chains),
         sizes.get("draw", 0),
-        ((chain, 0, _one_chain(draws, chain)) for chain in chains),
+        ((chain, 0, draws.isel(chain=[chain], missing_dims="ignore")) for chain in chains),
     )
     return path
 
@@ -128,14 +128,9 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_record(path: Path, argument: str, kind: str) -> dict[str, Any] | None:
-    """What a folder says it holds; None where it is new.
+    """What a folder says it holds, in a file at ``path``; None where it is new.
 
-    Parameters
-    ----------
-    path
-        The record, a file in the folder.
-    argument, kind
-        For the refusal of a folder with other files in it: "expected a new folder or that of ``kind``".
+    With other files in it, it is refused as ``argument``, which was to be new or that of ``kind``.
     """
     folder = path.parent
     try:
@@ -187,16 +182,9 @@ def write_parts(
     draws: int,
     parts: Iterable[tuple[int, int, xr.DataTree]],
 ) -> None:
-    """Write draws as netCDF, part by part.
+    """Write draws as netCDF: parts (chain, first draw, part with one chain) of a whole of so many chains and draws.
 
-    Parameters
-    ----------
-    like
-        Any part: groups, names, types and attributes.
-    chains, draws
-        Size of the whole.
-    parts
-        (chain, first draw, part with one chain).
+    Groups, names, types and attributes are those of ``like``, any part.
     """
     whole = {"chain": chains, "draw": draws}
     with in_place(path) as beside, _Patient(beside, "w+") as raw:
@@ -229,15 +217,6 @@ def _write_frame(group: Any, data: xr.Dataset, whole: dict[str, int]) -> None:
             created[:] = np.arange(whole[str(key)])
         elif "draw" not in variable.dims:
             created[...] = variable.to_numpy()
-
-
-def _one_chain(draws: xr.DataTree, chain: int) -> xr.DataTree:
-    return xr.DataTree.from_dict(
-        {
-            name: node.to_dataset().isel(chain=[chain], missing_dims="ignore")
-            for name, node in draws.children.items()
-        }
-    )
 
 
 class _Patient(io.FileIO):

@@ -15,6 +15,7 @@ import os
 import re
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import jax
@@ -30,6 +31,7 @@ from bayeskernel.inference.descent import Position, Run, starts, steepest_curvat
 from bayeskernel.inference.ensemble import Course, train_ensemble
 from bayeskernel.inference.measure import of_networks
 from bayeskernel.inference.progress import training_bar
+from bayeskernel.inference.storage import save
 from bayeskernel.keys import check_key
 from bayeskernel.network import Network, check_problem
 from bayeskernel.tasks import Task
@@ -142,17 +144,20 @@ def train(
     run = Run(net, rule, name == "langevin", batch_size)
     key_start, key_steps, key_probe = jax.random.split(rng_key, 3)
     z = starts(jax.random.split(key_start, num_networks), data, net)
+    options = {
+        "weight_decay": decay,
+        "batch_size": batch_size,
+        "num_steps": num_steps,
+        "num_networks": num_networks,
+        "keep": sorted({*keep}),
+    }
     disk = None
     if checkpoint is not None:
         asked = {
             "optimizer": name if isinstance(optimizer, str) else _described(optimizer, z),
             "learning_rate": learning_rate,
-            "weight_decay": decay,
-            "batch_size": batch_size,
-            "num_steps": int(num_steps),
-            "num_networks": int(num_networks),
+            **options,
             "at": kept[:-1],
-            "keep": sorted({*keep}),
             "double": data.inputs.dtype == jnp.float64,
         }
         disk = Checkpoint(checkpoint, identity(network, task, record.seed_data(rng_key), asked))
@@ -172,15 +177,11 @@ def train(
     with training_bar(f"training, {name}", num_networks, num_steps, progress) as report:
         rows = train_ensemble(course, z, jax.random.split(key_steps, num_networks), report, disk)
     made = {
+        **options,
         "space": "trained",
         "optimizer": name,
         "learning_rate": learning_rate,
-        "weight_decay": decay,
-        "batch_size": batch_size,
-        "num_steps": int(num_steps),
-        "num_networks": int(num_networks),
         "at": kept,
-        "keep": sorted({*keep}),
         "rng_key": record.seed_data(rng_key),
         "backend": jax.default_backend(),
         "dtype": str(rows["kernel"].dtype),
@@ -192,7 +193,7 @@ def train(
         error = (rate * curvature) ** 2 * sites / network.width
         made |= {"curvature": curvature, "step_size_error": error}
     tree = arranged(rows, list(course.seen), network, task, made)
-    return tree if disk is None else disk.conclude(tree)
+    return tree if disk is None else disk.conclude(partial(save, tree))
 
 
 def arranged(
@@ -282,4 +283,4 @@ def _checked_steps(at: Sequence[int], num_steps: int) -> list[int]:
     steps = integers("at", at, expected)
     if any(not 0 <= step <= num_steps for step in steps):
         raise InputError("at", expected, list(at))
-    return sorted({*steps, int(num_steps)})
+    return sorted({*steps, num_steps})

@@ -19,7 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bars
 
 from bayeskernel.errors import BayesKernelError, InputError, instance, mapping
-from bayeskernel.inference.chains import Interrupted
 from bayeskernel.inference.checkpoint import digest
 from bayeskernel.inference.run import sample as sample_one
 from bayeskernel.inference.storage import StorageError, read_record, write_record
@@ -98,7 +97,7 @@ def sweep(
         with _bar(points, options, solve) as advance, engine_for(client, folder) as engine:
             _drive(_lines(folder, points, options, solve, advance), engine, advance, failures)
     except KeyboardInterrupt:
-        raise Interrupted(
+        raise KeyboardInterrupt(
             f"stopped; results so far are kept in {folder}, and the same call goes on"
         ) from None
     if failures:

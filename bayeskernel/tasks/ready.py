@@ -257,6 +257,6 @@ def _keep_steps(targets: Floats, supervised: Supervised | None) -> Floats:
     if not chosen or not {*chosen} <= {*range(1, steps + 1)}:
         raise InputError("supervised", some, supervised)
     out = np.full_like(targets, np.nan)
-    index = [step - 1 for step in sorted(set(chosen))]
+    index = np.array(chosen) - 1
     out[index] = targets[index]
     return out

@@ -75,11 +75,10 @@ class Task:
                 raise InputError(
                     name, f"numbers up to {LARGEST:g}", f"{np.nanmax(np.abs(array)):g}"
                 )
-        if np.all(np.isnan(targets)):
-            raise InputError("targets", "at least one supervised (non-NaN) entry", "only NaN")
-        for name, array in (("inputs", inputs), ("targets", targets)):
             array.setflags(write=False)
             object.__setattr__(self, name, array)
+        if np.all(np.isnan(targets)):
+            raise InputError("targets", "at least one supervised (non-NaN) entry", "only NaN")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -93,9 +92,8 @@ class Task:
 
     def scaled(self, signal: float) -> Task:
         """Return the same task with all targets multiplied by ``signal`` (0 gives the prior)."""
-        if signal == 0:
-            return Task(self.inputs, 0.0 * self.targets, self.name)
-        return Task(self.inputs, positive("signal", signal) * self.targets, self.name)
+        factor = 0.0 if signal == 0 else positive("signal", signal)
+        return Task(self.inputs, factor * self.targets, self.name)
 
 
 def check_size(**counts: int) -> None:
