@@ -162,22 +162,13 @@ def resolve(activation: str | Callable[[jax.Array], jax.Array]) -> Activation:
     """
     if isinstance(activation, Activation):
         return activation
-    if isinstance(activation, str):
-        if activation not in _NAMED:
-            raise InputError(
-                "activation", f"one of {sorted(_NAMED)} or a callable", repr(activation)
-            )
-        function, odd = _NAMED[activation]
-        return Activation(activation, function, odd)
+    if isinstance(activation, str) and activation in _NAMED:
+        return Activation(activation, *_NAMED[activation])
     if not callable(activation):
         raise InputError("activation", f"one of {sorted(_NAMED)} or a callable", repr(activation))
-    return _from_callable(activation)
-
-
-def _from_callable(function: Callable[[jax.Array], jax.Array]) -> Activation:
     grid = np.linspace(-4.0, 4.0, 17)
     try:
-        values = np.asarray(function(jnp.asarray(grid)))
+        values = np.asarray(activation(jnp.asarray(grid)))
     except Exception as error:
         raise InputError(
             "activation", "a callable that maps a JAX array elementwise", f"an error: {error}"
@@ -189,8 +180,9 @@ def _from_callable(function: Callable[[jax.Array], jax.Array]) -> Activation:
             f"shape {values.shape} for {grid.shape}, finite: {bool(np.all(np.isfinite(values)))}",
         )
     odd = bool(np.allclose(values, -values[::-1], rtol=1e-5, atol=1e-6))
-    name = f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
-    return Activation(name, function, odd)
+    module = getattr(activation, "__module__", "?")
+    name = f"{module}.{getattr(activation, '__qualname__', activation)}"
+    return Activation(name, activation, odd)
 
 
 def recorded(name: str, *, odd: bool) -> Activation:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from bayeskernel.errors import InputError, positive, positive_integer
 from bayeskernel.graph import BIAS, Graph
-from bayeskernel.sharing import Pattern, Sharing, StepLabels, checked_pattern, labels_of
+from bayeskernel.sharing import Pattern, Sharing, StepLabels, labels_of
 
 Triples = list[tuple[str, str, str]]
 
@@ -45,8 +45,6 @@ def stacked(
     """
     steps, layers = positive_integer("steps", steps), positive_integer("layers", layers)
     share = checked_leak(leak)
-    if not isinstance(sharing, Sharing):
-        sharing = checked_pattern("sharing", sharing)
     if skip is not None:
         skip = positive_integer("skip", skip, minimum=2)
     labels = labels_of(sharing, steps)
@@ -109,23 +107,17 @@ def bidirectional(steps: int, sharing: Pattern | Sharing = "tied") -> Graph:
     steps = positive_integer("steps", steps)
     labels = labels_of(sharing, steps)
     triples: Triples = []
-    for name, order in (("f", range(steps)), ("b", range(steps - 1, -1, -1))):
-        path = list(order)
-        for k, t in enumerate(path):
+    places: dict[str, tuple[int, int]] = {}
+    for layer, (name, order) in enumerate((("f", range(steps)), ("b", range(steps)[::-1]))):
+        for k, t in enumerate(order):
+            own = f"{name}{t + 1}"
             if k:
-                triples.append(
-                    (f"{name}{path[k - 1] + 1}", f"{name}{t + 1}", f"W{name}{labels.recurrent[k]}")
-                )
-            triples.append((f"x{t + 1}", f"{name}{t + 1}", f"U{name}{labels.input[k]}"))
-            triples.append((f"{name}{t + 1}", f"y{t + 1}", f"V{name}{labels.readout[t]}"))
-    forwards = [f"f{t + 1}" for t in range(steps)]
-    backwards = [f"b{t + 1}" for t in range(steps)]
-    places = {
-        name: (k + 1, t + 1)
-        for k, names in enumerate((forwards, backwards))
-        for t, name in enumerate(names)
-    }
-    return _graph([*forwards, *reversed(backwards)], triples, places=places)
+                before = f"{name}{order[k - 1] + 1}"
+                triples.append((before, own, f"W{name}{labels.recurrent[k]}"))
+            triples.append((f"x{t + 1}", own, f"U{name}{labels.input[k]}"))
+            triples.append((own, f"y{t + 1}", f"V{name}{labels.readout[t]}"))
+            places[own] = (layer + 1, t + 1)
+    return _graph([*places], triples, places=places)
 
 
 def checked_leak(leak: object) -> float:

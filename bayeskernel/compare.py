@@ -21,7 +21,6 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 import xarray as xr
-from numpy.typing import NDArray
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
@@ -35,6 +34,7 @@ from bayeskernel.inference.settled import unsettled
 from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.solve import MeanField
 from bayeskernel.plots import plot_comparison
+from bayeskernel.problem import Floats
 from bayeskernel.references import (
     Drawn,
     check_networks,
@@ -44,8 +44,6 @@ from bayeskernel.references import (
     source,
     unfit,
 )
-
-Floats = NDArray[np.float64]
 
 # Chance that a true agreement is called a disagreement, over all entries together.
 FALSE_ALARM = 1e-4
@@ -224,11 +222,13 @@ class Comparison:
             said = f"{first} deviate from {second}" if deviate else f"{first} and {second} DISAGREE"
             said += f" in {self._differing()}"
         moving = [why for draws in self._sources if descends(draws) for why in unsettled(draws)]
-        rest = f"; {moving[0]}" if moving else ""
+        # Chains may be in other images of the same minimum.
+        images = f"; patterns exchanged, as the task allows, in {named_chains(self.exchanged)}"
+        rest = images * bool(self.exchanged) + (f"; {moving[0]}" if moving else "")
         return (
             f"{said[0].upper()}{said[1:]}: largest |z| = {self.largest_z:.1f} over {self.entries} kernel "
             f"entries (limit {self.threshold:.1f}), Frobenius error "
-            f"{100 * self.frobenius_error:.1f} %{self._caveat()}{self._exchanges()}{rest}."
+            f"{100 * self.frobenius_error:.1f} %{self._caveat()}{rest}."
         )
 
     def _differing(self) -> str:
@@ -270,12 +270,6 @@ class Comparison:
     def plot(self) -> np.ndarray:
         """Draw `bayeskernel.plots.plot_comparison`; returns its axes."""
         return plot_comparison(self)
-
-    def _exchanges(self) -> str:
-        """That chains are in other images of the same minimum."""
-        if not self.exchanged:
-            return ""
-        return f"; patterns exchanged, as the task allows, in {named_chains(self.exchanged)}"
 
     def _caveat(self) -> str:
         if isinstance(self.theory, Drawn):

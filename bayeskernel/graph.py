@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,10 +89,10 @@ class Graph:
             twice = next(edge for edge in edges if edges.count(edge) > 1)
             raise InputError("edges", "every edge once", f"{twice} {edges.count(twice)} times")
         _check_shapes(edges, labels)
-        carries = _factors("carries", self.carries, edges=nodes)
-        set_(self, "scales", _factors("scales", self.scales, known=labels))
+        carries = _factors("carries", self.carries, nodes, pairs=True)
+        set_(self, "scales", _factors("scales", self.scales, labels))
         set_(self, "carries", carries)
-        set_(self, "drives", _factors("drives", self.drives, known=nodes))
+        set_(self, "drives", _factors("drives", self.drives, nodes))
         set_(self, "places", _places(self.places, nodes))
         joined = [pair for pair in edges if set(pair) <= set(nodes)]
         set_(self, "nodes", _ordered(nodes, [*joined, *(pair for pair, _ in carries)]))
@@ -107,7 +108,8 @@ class Graph:
     @cached_property
     def steps(self) -> int:
         """T, the last step of the task that an input or an output names."""
-        return max(int(m[2]) for m in map(_OUTSIDE.fullmatch, self._ends) if m)
+        ends = (name for edge in self.edges for name in edge)
+        return max(int(m[2]) for m in map(_OUTSIDE.fullmatch, ends) if m)
 
     @cached_property
     def noun(self) -> str:
@@ -210,10 +212,6 @@ class Graph:
             return int(outside[2]) - 1
         return 0 if name == BIAS else self.nodes.index(name)
 
-    @property
-    def _ends(self) -> list[str]:
-        return [name for edge in self.edges for name in edge]
-
     def _check_reached(self) -> None:
         """Refuse outputs whose nodes no input and no bias reaches, and graphs without any."""
         reached = {target for source, target in self.edges if source[0] == "x" or source == BIAS}
@@ -289,25 +287,16 @@ def _check_shapes(edges: tuple[tuple[str, str], ...], labels: tuple[str, ...]) -
 
 
 def _factors(
-    argument: str,
-    values: object,
-    known: tuple[str, ...] | None = None,
-    edges: tuple[str, ...] | None = None,
+    argument: str, values: object, known: tuple[str, ...], *, pairs: bool = False
 ) -> tuple[tuple[Any, float], ...]:
     """Numbers by name or, for carries, by pair of nodes; as sorted pairs."""
-    items = _items(argument, values)
-    out = []
-    for name, value in items:
-        if edges is not None:
-            pair = _pairs(argument, [name])[0]
-            if not set(pair) <= set(edges):
-                raise InputError(argument, "pairs of nodes", repr(pair))
-            number = positive(f"{argument}[{pair}]", value)
-            out.append((pair, number))
-        elif known is not None and name in known:
-            out.append((name, positive(f"{argument}[{name!r}]", value)))
-        else:
-            raise InputError(argument, f"names among {sorted(set(known or ()))}", repr(name))
+    out = list[tuple[Any, float]]()
+    for name, value in _items(argument, values):
+        names = _pairs(argument, [name])[0] if pairs else [name]
+        if not all(one in known for one in names):
+            expected = "pairs of nodes" if pairs else f"names among {sorted(set(known))}"
+            raise InputError(argument, expected, repr(name))
+        out.append((name, positive(f"{argument}[{name!r}]", value)))
     return tuple(sorted(out))
 
 
@@ -336,20 +325,16 @@ def _places(values: object, nodes: tuple[str, ...]) -> tuple[tuple[str, tuple[in
 def _ordered(nodes: tuple[str, ...], reads: Sequence[tuple[str, str]]) -> tuple[str, ...]:
     """Nodes after all they read, else in the order given; refuses cycles."""
     sources = {node: [s for s, t in reads if t == node] for node in nodes}
+    try:
+        TopologicalSorter(sources).prepare()
+    except CycleError as error:
+        cycle = " <- ".join(reversed(error.args[1]))
+        raise InputError("edges, carries", "no cycle", cycle) from None
     order: dict[str, None] = {}
     while len(order) < len(nodes):
-        ready = [n for n in nodes if n not in order and all(s in order for s in sources[n])]
-        if not ready:
-            raise InputError("edges, carries", "no cycle", " <- ".join(_cycle(sources, order)))
-        order[ready[0]] = None
+        ready = (n for n in nodes if n not in order and all(s in order for s in sources[n]))
+        order[next(ready)] = None
     return tuple(order)
-
-
-def _cycle(sources: Mapping[str, list[str]], order: Mapping[str, None]) -> list[str]:
-    path = [next(n for n in sources if n not in order)]
-    while path[-1] not in path[:-1]:
-        path.append(next(s for s in sources[path[-1]] if s not in order))
-    return path[path.index(path[-1]) :]
 
 
 def _plain(value: object) -> object:

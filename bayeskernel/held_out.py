@@ -6,14 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bayeskernel.errors import InputError, instance, real_array
 from bayeskernel.inference.convergence import mean_and_error
 from bayeskernel.meanfield.predict import Prediction
+from bayeskernel.problem import Floats
 from bayeskernel.tasks import Task
-
-Floats = NDArray[np.float64]
 
 
 class HeldOut(NamedTuple):

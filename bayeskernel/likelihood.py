@@ -5,26 +5,15 @@ scaling (docs/theory, section 1). With the dual targets a = S^-1 y and Q^T the a
 
     energy = 1/2 sum_o y_o^T a_o,      force = Q^T(sum_o a_o a_o^T) = -2 d energy / dC
 
-`output_covariance` is used by sampling too; everything else here is for theory, in NumPy and float64.
+For theory, in NumPy and float64.
 """
 
 from __future__ import annotations
 
-from typing import TypeVar
-
 import numpy as np
-from numpy.typing import NDArray
 from scipy.linalg import cho_solve, solve_triangular
 
-from bayeskernel.problem import Problem, Readings
-
-Floats = NDArray[np.float64]
-Array = TypeVar("Array")
-
-
-def output_covariance(prior: Array, noise: Array, identity: Array) -> Array:
-    """S from Q at some outputs, (n, n) arrays of NumPy or JAX."""
-    return prior + noise * identity  # type: ignore[operator]
+from bayeskernel.problem import Floats, Problem, Readings
 
 
 def dual_targets(C: Floats, problem: Problem) -> Floats:
@@ -118,7 +107,7 @@ def output_variance(C: Floats, problem: Problem) -> Floats:
 def covariance(Q: Floats, reading: Readings, problem: Problem) -> Floats:
     """S at the outputs of a reading, shape (n, n)."""
     prior = Q[np.ix_(reading.sites, reading.sites)]
-    return output_covariance(prior, np.asarray(problem.noise), np.eye(len(reading.sites)))
+    return prior + problem.noise * np.eye(len(reading.sites))
 
 
 def _factor(Q: Floats, reading: Readings, problem: Problem) -> tuple[Floats, bool]:

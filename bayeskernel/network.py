@@ -19,6 +19,7 @@ from bayeskernel.tasks import Task
 
 Scaling: TypeAlias = Literal["mean_field", "standard"]
 _SCALES = ("input_std", "recurrent_std", "readout_std", "noise")
+_stacked = lru_cache(maxsize=64)(stacked)
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ class Network:
     def graph_of(self, steps: int) -> Graph:
         """The graph of the network on tasks with ``steps`` steps."""
         if self.graph is None:
-            return _stacked(
-                steps, self.sharing, self.layers, self.leak, self.skip, self.bias_std > 0
-            )
+            biases = self.bias_std > 0
+            more = {"layers": self.layers, "leak": self.leak, "skip": self.skip, "biases": biases}
+            return _stacked(steps, self.sharing, **more)
         if self.graph.steps != steps:
             raise InputError("task", f"{self.graph.steps} steps, as the network's graph has", steps)
         return self.graph
@@ -140,18 +141,6 @@ class Network:
         if bool(graph.label_names["bias"]) != (self.bias_std > 0):
             expected = "a positive number where the graph has biases, else 0"
             raise InputError("bias_std", expected, self.bias_std)
-
-
-@lru_cache(maxsize=64)
-def _stacked(
-    steps: int,
-    sharing: Pattern | Sharing,
-    layers: int,
-    leak: float,
-    skip: int | None,
-    biases: bool,
-) -> Graph:
-    return stacked(steps, sharing, layers=layers, leak=leak, skip=skip, biases=biases)
 
 
 def check_problem(network: object, task: object) -> None:

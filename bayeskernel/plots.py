@@ -12,8 +12,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.patches import Circle
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
@@ -25,9 +23,8 @@ from bayeskernel.kernels import coherence
 from bayeskernel.meanfield.critical import CriticalSignal
 from bayeskernel.meanfield.solve import MeanField
 from bayeskernel.network import Network
+from bayeskernel.problem import Floats
 from bayeskernel.tasks import Task
-
-Floats = NDArray[np.float64]
 
 # Blue and orange stay apart for every common form of colour blindness.
 _KERNEL_COLOURS = "PuOr_r"
@@ -197,9 +194,8 @@ def plot_comparison(
         )
         row[0].set_ylabel(cmp.noun)
         row[2].set_xlabel(cmp.noun)
-        _colour_bar(row[0], limit, _KERNEL_COLOURS)
-        _colour_bar(row[1], limit, _KERNEL_COLOURS)
-        _colour_bar(row[2], cmp.threshold, _Z_COLOURS)
+        for ax in row:
+            ax.figure.colorbar(ax.images[-1], ax=ax, shrink=0.85)
     return grid
 
 
@@ -453,26 +449,21 @@ def plot_network(network: Network, task: Task, ax: Axes | None = None) -> Axes:
     axes = _axes(
         ax, (0.9 * (last + 1), 0.9 * (layers + 1.6))
     )  # as wide and high as the limits below
-    used = {
-        "input": np.any(task.inputs != 0, axis=(1, 2)),
-        "readout": np.any(task.supervised, axis=(1, 2)),
-    }
-    colours = {
-        kind: sum(len(graph.label_names[k]) for k in before) for kind, before in _COLOURS.items()
-    }
+    given, asked = np.any(task.inputs != 0, axis=(1, 2)), np.any(task.supervised, axis=(1, 2))
     for n, (t, layer) in places.items():
         axes.add_patch(Circle((t, layer), 0.22, fill=False, color="0.5", linewidth=1.5))
         axes.text(t, layer, str(t + 1), ha="center", va="center")
         for m in np.flatnonzero(graph.carry[n]):
             _arrow(axes, places[int(m)], (t, layer), "0.5", linestyle="--", bend=0.6)
     written: dict[tuple[int, float, str], str] = {}
+    colours = 0  # of the kinds before
     for kind in ("recurrent", "input", "readout"):
         for target, source, label in graph.edges_of(kind):
-            colour = f"C{(colours[kind] + label) % 10}"
+            colour = f"C{(colours + label) % 10}"
             if kind == "recurrent":
                 far = abs(places[target][0] - places[source][0]) > 1
                 _arrow(axes, places[source], places[target], colour, bend=-0.35 * far)
-            elif kind == "input" and used["input"][source]:
+            elif kind == "input" and given[source]:
                 _arrow(
                     axes,
                     (source, -1.07),
@@ -481,10 +472,11 @@ def plot_network(network: Network, task: Task, ax: Axes | None = None) -> Axes:
                     bend=0.3 * (places[target][1] > 0),
                 )
                 written[source, -0.9, "top"] = "input"
-            elif kind == "readout" and used["readout"][target]:
+            elif kind == "readout" and asked[target]:
                 bend = 0.3 * (places[source][1] < layers - 1)
                 _arrow(axes, places[source], (target, layers + 0.07), colour, bend=bend)
                 written[target, layers - 0.1, "bottom"] = "target"
+        colours += len(graph.label_names[kind])
     for (t, height, side), text in written.items():
         axes.text(t, height, text, ha="center", va=side, fontsize="small")
     axes.set_xlim(-0.6, last + 0.6)
@@ -492,14 +484,6 @@ def plot_network(network: Network, task: Task, ax: Axes | None = None) -> Axes:
     axes.set_aspect("equal")
     axes.axis("off")
     return axes
-
-
-# Colours of a kind's labels begin after those of these kinds.
-_COLOURS: dict[str, tuple[str, ...]] = {
-    "recurrent": (),
-    "input": ("recurrent",),
-    "readout": ("recurrent", "input"),
-}
 
 
 def _arrow(
@@ -575,12 +559,6 @@ def _coherence_error(cmp: Compared) -> Floats:
     overlap = np.sqrt(np.einsum("tasa->ts", cmp.mcse**2))
     size = np.sqrt(np.einsum("tata->t", cmp.kernel))
     return np.asarray(overlap / np.outer(size, size))
-
-
-def _colour_bar(ax: Axes, limit: float, colours: str) -> None:
-    figure = ax.get_figure()
-    if figure is not None:
-        figure.colorbar(ScalarMappable(Normalize(-limit, limit), colours), ax=ax, shrink=0.85)
 
 
 def _axes(ax: Axes | None, size: tuple[float, float] = (5, 4)) -> Axes:

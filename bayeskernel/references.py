@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from bayeskernel.errors import InputError
 from bayeskernel.inference.convergence import kernel_moments, mean_and_error
@@ -18,9 +17,8 @@ from bayeskernel.inference.settled import ENOUGH_NETWORKS, unsettled
 from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.solve import MeanField
 from bayeskernel.network import Network
+from bayeskernel.problem import Floats
 from bayeskernel.tasks import Task
-
-Floats = NDArray[np.float64]
 
 # Error bars of a mean need about this many effective draws to be worth their name.
 ENOUGH_DRAWS = 100
@@ -54,10 +52,6 @@ class Drawn:
     monte_carlo_error: Floats
     kernel_spread: Floats
     smallest_ess: float
-
-    def kernel_std(self) -> Floats:
-        """Standard deviation of the kernel over draws."""
-        return self.kernel_spread
 
 
 def drawn(draws: xr.DataTree) -> Drawn:

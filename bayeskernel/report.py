@@ -22,7 +22,6 @@ from matplotlib.figure import Figure
 
 from bayeskernel.compare import Comparison
 from bayeskernel.errors import InputError, instance
-from bayeskernel.graph import Graph
 from bayeskernel.inference.conditional import weights as draw_weights
 from bayeskernel.inference.record import settings
 from bayeskernel.meanfield.solve import MeanField
@@ -143,7 +142,7 @@ def _network(
         "ranks": _ranks(name, cmp),
         "chains": _chains(cmp),
         "first_rows": _FIRST_ROWS,
-        "blocks": _block_table(cmp),
+        "blocks": _rows(cmp.blocks, f"{cmp.noun}s", [f"{t}, {s}" for t, s in cmp.blocks.index]),
         "worst": _entry_table(cmp.table, by_size=True),
         "every": _entry_table(cmp.table) if len(cmp.table) <= _MOST_ROWS else None,
         "facts": _facts(cmp),
@@ -239,10 +238,6 @@ def _theory(cmp: Comparison) -> MeanField:
     return instance("comparisons", cmp.theory, MeanField)
 
 
-def _graph(cmp: Comparison) -> Graph:
-    return cmp.theory.network.graph_of(cmp.theory.task.shape[0])
-
-
 def _number(value: complex) -> str:
     """Three digits; an imaginary part only where it would show in them."""
     real, imaginary = float(np.real(value)), float(np.imag(value))
@@ -252,7 +247,8 @@ def _number(value: complex) -> str:
 
 
 def _spectrum(name: str, cmp: Comparison, weights: xr.Dataset | None) -> Markup | None:
-    if not _graph(cmp).label_names["recurrent"]:
+    graph = cmp.theory.network.graph_of(cmp.theory.task.shape[0])
+    if not graph.label_names["recurrent"]:
         return None  # one step has none
     recurrent = _last_weights(cmp) if weights is None else weights
     if recurrent is None:
@@ -296,10 +292,6 @@ def _ranks(name: str, cmp: Comparison) -> list[tuple[str, Markup]]:
     return [(c, _svg(plot_ranks(v), f"Rank plot of {name}: {c}")) for c, v in captions.items()]
 
 
-def _block_table(cmp: Comparison) -> _Rows:
-    return _rows(cmp.blocks, f"{cmp.noun}s", [f"{t}, {s}" for t, s in cmp.blocks.index])
-
-
 def _entry_table(entries: pd.DataFrame, *, by_size: bool = False) -> _Rows:
     """Every entry in order, or those of largest |z|."""
     if by_size:
@@ -318,7 +310,8 @@ def _rows(table: pd.DataFrame, head: str, names: list[str]) -> _Rows:
 
 
 def _facts(cmp: Comparison) -> str:
-    attrs = {k: _unpacked(v) for k, v in cmp.draws.attrs.items()}
+    texts = {k: str(v) for k, v in cmp.draws.attrs.items()}
+    attrs = {k: json.loads(v) if v.startswith("{") else v for k, v in texts.items()}
     solved = _theory(cmp)
     theory = {
         "result": str(solved.result),
@@ -335,26 +328,20 @@ def _facts(cmp: Comparison) -> str:
     return json.dumps({**attrs, "sampling": sampling, "theory": theory}, indent=2)
 
 
-def _unpacked(value: object) -> object:
-    text = str(value)
-    return json.loads(text) if text.startswith("{") else text
-
-
 def _code(cmp: Comparison) -> str:
     """Python that makes the run again."""
-    network = cmp.theory.network.describe()
-    sharing = network["sharing"]
-    if isinstance(sharing, dict):
-        network["sharing"] = _Raw(f"bk.Sharing({_arguments(sharing)})")
-    made = settings(cmp.draws)
+    network = cmp.theory.network
+    # A user's activation goes by its name.
+    written = repr(network).replace(repr(network.activation), repr(network.phi.name))
     lines = [
         "import jax, numpy as np",
         "import bayeskernel as bk",
+        *(f"from bayeskernel import {k}" for k in ("Graph", "Sharing") if f"={k}(" in written),
         "from numpy import array, nan",
         "",
         *_task_code(cmp.theory.task),
-        f"network = bk.Network({_arguments(network)})",
-        *_run_code(made),
+        f"network = bk.{written}",
+        *_run_code(settings(cmp.draws)),
         "comparison = bk.compare(draws, bk.solve(network, task))",
         'bk.report(comparison, "report.html")',
     ]
@@ -366,22 +353,11 @@ def _run_code(made: Mapping[str, Any]) -> list[str]:
         return ["draws = bk.measure(network, task, activities, outputs)  # of the trained networks"]
     trained = made.get("space") == "trained"
     names = _TRAINED if trained else _SAMPLED
-    options = _arguments({k: made[k] for k in names if k in made})
+    options = ", ".join(f"{k}={made[k]!r}" for k in names if k in made)
     return [
         f"key = jax.random.wrap_key_data(np.array({made.get('rng_key')}, np.uint32))",
         f"draws = bk.{'train' if trained else 'sample'}(key, network, task, {options})",
     ]
-
-
-class _Raw(str):
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def _arguments(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{key}={value!r}" for key, value in values.items())
 
 
 def _task_code(task: Task) -> list[str]:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-import numpy as np
-
 from bayeskernel.errors import InputError, integers
 
 Pattern: TypeAlias = str | Sequence[int]
+_KINDS = ("recurrent", "input", "readout", "feedforward")
 
 
 @dataclass(frozen=True)
@@ -32,20 +31,7 @@ class StepLabels:
     recurrent: tuple[int, ...]
     input: tuple[int, ...]
     readout: tuple[int, ...]
-    feedforward: tuple[int, ...] = ()
-
-    @property
-    def counts(self) -> tuple[int, int, int]:
-        """Number of distinct recurrent, input and readout weight sets."""
-        return max(self.recurrent) + 1, max(self.input) + 1, max(self.readout) + 1
-
-    def masks(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """M_W, M_U, M_V of shape (T, T): True where two steps use the same weights."""
-        recurrent, inputs, readout = (
-            np.equal.outer(labels, labels)
-            for labels in (np.array(self.recurrent), np.array(self.input), np.array(self.readout))
-        )
-        return recurrent, inputs, readout
+    feedforward: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -66,19 +52,9 @@ class Sharing:
     feedforward: Pattern = "tied"
 
     def __post_init__(self) -> None:
-        for name in ("recurrent", "input", "readout", "feedforward"):
+        for name in _KINDS:
             value = checked_pattern(f"sharing.{name}", getattr(self, name))
             object.__setattr__(self, name, value)
-
-    def labels(self, steps: int) -> StepLabels:
-        """Labels per step for a task of ``steps`` steps; lists must have that length."""
-        recurrent = _expand("sharing.recurrent", self.recurrent, steps)
-        return StepLabels(
-            recurrent=(-1, *_renumber(recurrent[1:])),
-            input=_renumber(_expand("sharing.input", self.input, steps)),
-            readout=_renumber(_expand("sharing.readout", self.readout, steps)),
-            feedforward=_renumber(_expand("sharing.feedforward", self.feedforward, steps)),
-        )
 
 
 def checked_pattern(argument: str, pattern: object) -> Pattern:
@@ -112,6 +88,8 @@ def _renumber(labels: tuple[int, ...]) -> tuple[int, ...]:
 def labels_of(pattern: Pattern | Sharing, steps: int) -> StepLabels:
     """Labels per step, from one pattern for all kinds of weights or from a `Sharing`."""
     if isinstance(pattern, Sharing):
-        return pattern.labels(steps)
-    labels = _expand("sharing", pattern, steps)
-    return Sharing(labels, labels, labels, labels).labels(steps)
+        given = [(f"sharing.{kind}", getattr(pattern, kind)) for kind in _KINDS]
+    else:
+        given = [("sharing", checked_pattern("sharing", pattern))] * len(_KINDS)
+    recurrent, *rest = (_expand(argument, own, steps) for argument, own in given)
+    return StepLabels((-1, *_renumber(recurrent[1:])), *map(_renumber, rest))

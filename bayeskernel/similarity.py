@@ -20,14 +20,14 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 
 from bayeskernel.errors import InputError, real_array
 from bayeskernel.inference.record import check_draws, kernel_and_output, problem
 from bayeskernel.meanfield.solve import MeanField
+from bayeskernel.problem import Floats
 
-Floats = NDArray[np.float64]
 Kernels: TypeAlias = "ArrayLike | xr.DataTree | MeanField"
 Measure = Literal["cka", "rsa", "procrustes", "bures"]
 Distance = Literal["euclidean", "sqeuclidean", "cosine"]

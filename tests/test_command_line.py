@@ -10,7 +10,7 @@ import pytest
 
 import bayeskernel as bk
 from bayeskernel.cli.held_out import images
-from bayeskernel.cli.options import TaskName, task_of
+from bayeskernel.cli.options import task_of
 from bayeskernel.errors import InputError
 from bayeskernel.inference.run import sample_with_units
 
@@ -149,7 +149,7 @@ def test_own_data_are_solved(tmp_path, command):
     "name", ["decision", "match_to_sample", "context_decision", "integration", "flip_flop"]
 )
 def test_trials_have_their_own_sizes(name):
-    own, longer = (task_of(None, TaskName[name], None, steps, 0) for steps in (None, 12))
+    own, longer = (task_of(None, name, None, steps, 0) for steps in (None, 12))
     assert np.array_equal(own.targets, getattr(bk.tasks, name)().targets, equal_nan=True)
     assert (longer.shape[0], longer.name) == (12, own.name)
 

@@ -285,6 +285,31 @@ def test_report_holds_code_that_repeats_the_run(tmp_path):
     assert np.array_equal(names["draws"]["posterior"]["kernel"], draws["posterior"]["kernel"])
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        bk.Network(16, "linear", graph=bk.architectures.residual(3)),
+        bk.Network(
+            16,
+            "linear",
+            bias_std=0.5,
+            graph=bk.architectures.stacked(3, [0, 1, 1], layers=2, leak=0.5, skip=2, biases=True),
+        ),
+        bk.Network(16, "linear", [0, 0, 1], layers=2, leak=0.3, skip=2, bias_std=1 / 3),
+        bk.Network(16, "linear", bk.Sharing([0, 0, 1], "untied"), scaling="standard", noise=0.7),
+    ],
+)
+def test_code_of_a_report_makes_the_network_again(network):
+    """The lines before those that sample and solve."""
+    theory = bk.solve(network, TASK)
+    cmp = bk.compare(fake_draws(theory), theory)
+    code = importlib.import_module("bayeskernel.report")._code(cmp)
+    names = {}
+    exec(code[: code.index("key =")], names)
+    assert names["network"] == network
+    assert np.array_equal(names["task"].targets, TASK.targets, equal_nan=True)
+
+
 WEIGHTS = {
     "recurrent_weights": (1, 16, 16),
     "input_weights": (1, 16, 1),

@@ -10,7 +10,7 @@ import bayeskernel
 
 ROOT = Path(bayeskernel.__file__).parent
 LAYERS = [
-    {"errors", "_arviz", "_precision"},
+    {"errors", "_precision"},
     {"activations", "tasks", "sharing", "graph", "keys", "memory"},
     {"architectures"},
     {"network"},

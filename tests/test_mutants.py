@@ -116,12 +116,12 @@ def without_last_pattern(data):
     return data._replace(supervised=data.supervised.at[:, -1].set(False))
 
 
-def exchanged_labels(steps, sharing, *more):
+def exchanged_labels(steps, sharing, **more):
     """Recurrent weights shared as inputs are, inputs as readouts are, readouts as recurrent weights are."""
     own = labels_of(sharing, steps)
     recurrent = [0, *own.recurrent[1:]]
     mixed = bk.Sharing(list(own.input), list(own.readout), recurrent, list(own.feedforward))
-    return _stacked(steps, mixed, *more)
+    return _stacked(steps, mixed, **more)
 
 
 def without_log_determinant(lower, coordinates, data):

@@ -52,11 +52,14 @@ def test_equal_sharing_gives_equal_labels():
 
 def test_masks_say_where_weights_are_shared():
     labels = labels_of(bk.Sharing([0, 0, 1, 1], "untied", [0, 1, 1, 0]), 4)
-    recurrent, inputs, readout = labels.masks()
+    recurrent, inputs, readout = (
+        np.equal.outer(own, own) for own in (labels.recurrent, labels.input, labels.readout)
+    )
     assert np.array_equal(recurrent[1:, 1:], [[1, 0, 0], [0, 1, 1], [0, 1, 1]])
     assert np.array_equal(inputs, np.eye(4))
     assert np.array_equal(readout[0], [1, 0, 0, 1])
-    assert labels.counts == (2, 4, 2)
+    counts = [max(own) + 1 for own in (labels.recurrent, labels.input, labels.readout)]
+    assert counts == [2, 4, 2]
 
 
 def test_activations():

@@ -32,9 +32,7 @@ from bayeskernel.cli.options import (
     SharingOption,
     Signal,
     Space,
-    SpaceName,
     Steps,
-    TaskName,
     TaskOption,
     Warmup,
     Width,
@@ -74,7 +72,7 @@ def compare_command(
     patterns: Patterns = None,
     steps: Steps = None,
     width: Width = 1024,
-    space: Space = SpaceName.auto,
+    space: Space = "auto",
     activation: ActivationOption = "erf",
     sharing: SharingOption = None,
     signal: Signal = 2.0,
@@ -101,7 +99,7 @@ def compare_command(
     results: dict[str, Comparison] = {}
     spectra: dict[str, xr.Dataset] = {}
     scores: dict[str, held_out.Scores] = {}
-    unseen = held_out.images(given) if data is None and task in (None, TaskName.digits) else None
+    unseen = held_out.images(given) if data is None and task in (None, "digits") else None
     for k, (pattern, network) in enumerate(
         networks_of(width, activation, sharing, noise, leak, layers).items()
     ):
@@ -115,7 +113,7 @@ def compare_command(
             key,
             network,
             given,
-            space=space.value,
+            space=space,
             num_warmup=warmup,
             num_samples=draws,
             num_chains=chains,
@@ -185,7 +183,7 @@ def sample_command(
     patterns: Patterns = None,
     steps: Steps = None,
     width: Width = 1024,
-    space: Space = SpaceName.auto,
+    space: Space = "auto",
     activation: ActivationOption = "erf",
     sharing: SharingOption = None,
     signal: Signal = 2.0,
@@ -217,7 +215,7 @@ def sample_command(
             key,
             network,
             given,
-            space=space.value,
+            space=space,
             num_warmup=warmup,
             num_samples=draws,
             num_chains=chains,

@@ -21,10 +21,7 @@ _MOST_BYTES = 500 * 2**20
 def keep_compiled_code(say: Callable[[str], None]) -> None:
     """Let JAX keep compiled code in the user's cache folder, unless the user chose a folder or switched it off.
 
-    Parameters
-    ----------
-    say
-        Told in one line where what earlier runs kept is not found, or nothing can be kept.
+    ``say`` is told in one line where what earlier runs kept is not found, or nothing can be kept.
     """
     chosen = jax.config.values["jax_compilation_cache_dir"] is not None
     if chosen or not jax.config.values["jax_enable_compilation_cache"]:

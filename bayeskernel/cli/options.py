@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 import jax
 import typer
@@ -17,30 +16,17 @@ from bayeskernel.network import Network
 from bayeskernel.tasks import Task
 from bayeskernel.tasks.trials import TRIALS
 
-
-class TaskName(StrEnum):
-    """Tasks the command line knows."""
-
-    digits = "digits"
-    sunspots = "sunspots"
-    sine = "sine"
-    teacher = "teacher"
-    decision = "decision"
-    match_to_sample = "match_to_sample"
-    context_decision = "context_decision"
-    integration = "integration"
-    flip_flop = "flip_flop"
-
-
-class SpaceName(StrEnum):
-    """Coordinates the command line can sample in."""
-
-    auto = "auto"
-    weights = "weights"
-    preactivations = "preactivations"
-    kernels = "kernels"
-
-
+TaskName: TypeAlias = Literal[
+    "digits",
+    "sunspots",
+    "sine",
+    "teacher",
+    "decision",
+    "match_to_sample",
+    "context_decision",
+    "integration",
+    "flip_flop",
+]
 Data = Annotated[
     Path | None,
     typer.Option(
@@ -54,7 +40,7 @@ TaskOption = Annotated[
         "--task",
         help="What to learn; digits and sunspots are real data, from decision on these are trials of animal experiments, "
         "whose conditions are the patterns.",
-        show_default=TaskName.digits.value,
+        show_default="digits",
     ),
 ]
 Patterns = Annotated[
@@ -67,7 +53,10 @@ Steps = Annotated[
     int | None, typer.Option(help="Number of steps T; for digits 1, 2, 4 or 8.", show_default="4")
 ]
 Width = Annotated[int, typer.Option(help="Units per step N.")]
-Space = Annotated[SpaceName, typer.Option(help="Coordinates to sample in; all are exact.")]
+Space = Annotated[
+    Literal["auto", "weights", "preactivations", "kernels"],
+    typer.Option(help="Coordinates to sample in; all are exact."),
+]
 ActivationOption = Annotated[str, typer.Option(help="Activation: linear, erf, tanh or relu.")]
 SharingOption = Annotated[
     list[str] | None,
@@ -104,28 +93,22 @@ def task_of(
         if too_much := [option for option, value in given.items() if value is not None]:
             raise InputError("--data", "no " + ", ".join(given) + " beside it", ", ".join(too_much))
         return tasks.from_arrays(data)
-    name = name or TaskName.digits
+    name = name or "digits"
     if name in TRIALS:
         if patterns is not None:
             raise InputError("--patterns", f"none for {name}, which has its own", patterns)
         # All conditions, without noise.
         return TRIALS[name]() if steps is None else TRIALS[name](steps=steps)
     patterns, steps = 4 if patterns is None else patterns, 4 if steps is None else steps
-    return _ready(name, patterns, steps, seed)
-
-
-def _ready(name: TaskName, patterns: int, steps: int, seed: int) -> Task:
-    if name is TaskName.digits:
+    if name == "digits":
         if patterns % 2:
             raise InputError(
                 "--patterns", "an even number for digits, half for each class", patterns
             )
         return tasks.digits(patterns_per_class=patterns // 2, steps=steps)
-    if name is TaskName.sunspots:
-        return tasks.sunspots(patterns, steps)
-    if name is TaskName.sine:
-        return tasks.sine(patterns, steps)
-    return tasks.linear_teacher(jax.random.key(seed), patterns, steps)
+    if name == "teacher":
+        return tasks.linear_teacher(jax.random.key(seed), patterns, steps)
+    return tasks.sunspots(patterns, steps) if name == "sunspots" else tasks.sine(patterns, steps)
 
 
 def networks_of(

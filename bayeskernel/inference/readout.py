@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from bayeskernel.inference.coordinates import Coordinates, Data, Sites
 from bayeskernel.inference.triangular import factor, pick, place
-from bayeskernel.likelihood import output_covariance
 
 
 def log_likelihood_and_slope(
@@ -138,7 +137,7 @@ class _Read(NamedTuple):
         Q = self.prior * pick(pick(C, self.nodes), self.nodes, 1)
         if self.sums is not None:
             Q = jnp.asarray(self.sums, Q.dtype) @ Q @ jnp.asarray(self.sums.T, Q.dtype)
-        return factor(output_covariance(Q, data.noise, jnp.eye(len(Q), dtype=Q.dtype)))
+        return factor(Q + data.noise * jnp.eye(len(Q), dtype=Q.dtype))
 
     def adjoint(self, of_Q: jax.Array, size: int) -> jax.Array:
         """The adjoint of Q in C, shape (size, size)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from bayeskernel.sweeps.points import Result
 
 # Says what a sweep's folder holds.
 RECORD = "sweep.json"
+# Nodes are called steps where all networks are chains.
 _SITES = ("node", "pattern", "other_node", "other_pattern")
 _OUTPUT = ("step", "pattern", "output_unit")
 # Variables of both sources, and of theory alone, with their own dimensions.
@@ -68,10 +70,10 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
         raise InputError("folder", "the folder of a sweep", str(folder)) from None
     axes: dict[str, list[Any]] = record["axes"]
     swept = [name for name in AXES if name in record["swept"]]
-    steps = max(axes["steps"])
+    node, steps = "step" if record["nodes"] is None else "node", max(axes["steps"])
     sizes = {name: len(axes[name]) for name in swept}
-    nodes = steps if record["nodes"] is None else record["nodes"]
-    sizes |= {"step": steps, "node": nodes, "other_node": nodes, "direction": 2}
+    nodes = record["nodes"] or steps
+    sizes |= {"step": steps, node: nodes, f"other_{node}": nodes, "direction": 2}
     sizes |= {"pattern": record["patterns"], "other_pattern": record["patterns"]}
     sizes |= {"output_unit": record["outputs"]}
     theory = [name for name in swept if name not in ("width", "seed")]
@@ -79,12 +81,13 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
     parts = list[xr.Dataset]()
     for source in sources:
         over = theory if source == "theory" else swept
-        here = _empty(over, sizes, _BOTH | (_THEORY if source == "theory" else _SAMPLED))
+        here = _empty(over, node, sizes, _BOTH | (_THEORY if source == "theory" else _SAMPLED))
         file = theory_file if source == "theory" else sample_file
         for index in itertools.product(*(range(sizes[name]) for name in over)):
             point = {name: values[0] for name, values in axes.items()}
             point |= {name: axes[name][i] for name, i in zip(over, index, strict=True)}
-            _fill(here, index, _read(file(folder, point)))
+            with suppress(StorageError):
+                _fill(here, index, read_arrays(file(folder, point)))
         parts.append(xr.Dataset(here))
     # Theory is the same for all widths and seeds.
     both = []
@@ -95,16 +98,15 @@ def open_sweep(folder: str | os.PathLike[str]) -> xr.Dataset:
     data = data.transpose("source", *swept, ...)
     for part in parts:
         data = data.assign({k: v for k, v in part.items() if k not in _BOTH})
-    data = _derived(data.assign_coords(_coordinates(axes, swept, sizes)))
-    return data if record["nodes"] is not None else _of_steps(data)
+    return _derived(data.assign_coords(_coordinates(axes, swept, node, sizes)))
 
 
 def _empty(
-    over: list[str], sizes: dict[str, int], variables: dict[str, tuple[str, ...]]
+    over: list[str], node: str, sizes: dict[str, int], variables: dict[str, tuple[str, ...]]
 ) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     made = {}
     for name, own in variables.items():
-        dims = (*over, *own)
+        dims = (*over, *(dim.replace("node", node) for dim in own))
         shape = tuple(sizes[dim] for dim in dims)
         if name == "status":
             made[name] = dims, np.full(shape, "not computed", object)
@@ -130,22 +132,15 @@ def _fill(
             array[index + own] = value
 
 
-def _read(file: Path) -> Result:
-    try:
-        return read_arrays(file)
-    except StorageError:
-        return {}
-
-
 def _coordinates(
-    axes: dict[str, list[Any]], swept: list[str], sizes: dict[str, int]
+    axes: dict[str, list[Any]], swept: list[str], node: str, sizes: dict[str, int]
 ) -> dict[str, Any]:
     coords = {
         name: (name, values) if name in swept else values[0]
         for name, values in axes.items()
         if values != [None]
     }
-    coords |= {name: np.arange(1, sizes[name] + 1) for name in ("step", "node", "other_node")}
+    coords |= {name: np.arange(1, sizes[name] + 1) for name in ("step", node, f"other_{node}")}
     coords |= {name: np.arange(sizes[name]) for name in ("pattern", "other_pattern", "output_unit")}
     return coords | {"direction": ["up", "down"]}
 
@@ -173,20 +168,5 @@ def _derived(data: xr.Dataset) -> xr.Dataset:
 
 def _coherence(kernel: xr.DataArray) -> xr.DataArray:
     kernel = kernel.fillna(0.0)  # patterns that smaller tasks do not have add nothing to sums
-    return xr.apply_ufunc(
-        coherence, kernel, input_core_dims=[_SITES], output_core_dims=[("node", "other_node")]
-    )
-
-
-def _of_steps(data: xr.Dataset) -> xr.Dataset:
-    """The same where nodes are steps."""
-    steps = {"node": "step", "other_node": "other_step"}
-    parts = {
-        name: array.drop_vars(steps, errors="ignore").swap_dims(
-            {dim: steps[dim] for dim in array.dims if dim in steps}
-        )
-        for name, array in data.data_vars.items()
-    }
-    counts = np.arange(1, data.sizes["step"] + 1)
-    coords = {k: v for k, v in data.coords.items() if k not in steps}
-    return xr.Dataset(parts, coords | {"step": counts, "other_step": counts})
+    sites = kernel.dims[-4:]
+    return xr.apply_ufunc(coherence, kernel, input_core_dims=[sites], output_core_dims=[sites[::2]])

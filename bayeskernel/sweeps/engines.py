@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessP
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 from threadpoolctl import threadpool_limits
@@ -39,28 +39,10 @@ _locks: list[Any] = []
 Outcome: TypeAlias = tuple[Job, BaseException | None]
 
 
-class WorkerDied(RuntimeError):  # noqa: N818
-    """A job took its worker down, every time it was tried."""
-
-
-class Engine(Protocol):
-    """Takes jobs and gives them back when they are done."""
-
-    @property
-    def room(self) -> int:
-        """How many jobs it would like to have at a time."""
-
-    def submit(self, job: Job) -> None:
-        """Take a job."""
-
-    def finished(self) -> list[Outcome]:
-        """Wait for at least one job."""
-
-
 class Here:
     """One job at a time in this process."""
 
-    room = 1
+    room = 1  # how many jobs an engine would like to have at a time
 
     def __init__(self) -> None:
         self._job: Job | None = None
@@ -84,15 +66,11 @@ class Processes:
     """Spawned processes on this machine, replaced when they die."""
 
     def __init__(self, count: int, folder: Path) -> None:
-        self.count, self.folder = count, folder
+        # One job for each process: a death is then blamed on none that was only waiting.
+        self.room, self.folder = count, folder
         self._jobs: dict[Future[None], Job] = {}
         self._tries: dict[tuple[Path, ...], int] = {}
         self._pool = self._new()
-
-    @property
-    def room(self) -> int:
-        """One for each process: a death is then blamed on no job that was only waiting."""
-        return self.count
 
     def submit(self, job: Job) -> None:
         """Hand out a job; to new processes if one of the old ones died."""
@@ -113,7 +91,7 @@ class Processes:
                 if tries < _TRIES:
                     self.submit(job)
                     continue
-                error = WorkerDied(f"its process died {tries} times")
+                error = RuntimeError(f"its process died {tries} times")
             found.append((job, error))
         return found
 
@@ -127,7 +105,7 @@ class Processes:
 
     def _new(self) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
-            self.count,
+            self.room,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=prepare_worker,
             initargs=(self.folder, 1),
@@ -174,6 +152,10 @@ class Dask:
         """Take back what has not begun."""
         if self._jobs:
             self.client.cancel(list(self._jobs))
+
+
+# Takes jobs, and gives them back when they are done.
+Engine: TypeAlias = Here | Processes | Dask
 
 
 @contextmanager

@@ -87,17 +87,9 @@ class Grid:
 
     def problem(self, point: Point) -> tuple[Network, Task]:
         """Network and task of a line, or of a point."""
-        network = replace(
-            self.network,
-            sharing=point["sharing"],
-            activation=point["activation"],
-            leak=point["leak"],
-            layers=point["layers"],
-            noise=point["noise"],
-            width=point.get("width", self.network.width),
-        )
+        own = {name: value for name, value in point.items() if hasattr(self.network, name)}
         task = self.tasks[point["steps"], point["patterns"]]
-        return network, task.scaled(point.get("signal", 1.0))
+        return replace(self.network, **own), task.scaled(point.get("signal", 1.0))
 
     def _product(self, names: Sequence[str]) -> Iterator[Point]:
         for values in itertools.product(*(self.axes[name] for name in names)):
@@ -111,18 +103,7 @@ def checked_grid(network: Network, task: TaskOrMaker, grid: Mapping[str, Sequenc
     unknown = [name for name in given if name not in AXES]
     if unknown:
         raise InputError("grid", f"axes among {AXES}", unknown)
-    defaults = {
-        "sharing": network.sharing,
-        "activation": network.activation,
-        "leak": network.leak,
-        "layers": network.layers,
-        "steps": None,
-        "patterns": None,
-        "noise": network.noise,
-        "signal": 1.0,
-        "width": network.width,
-        "seed": 0,
-    }
+    defaults = {name: getattr(network, name, None) for name in AXES} | {"signal": 1.0, "seed": 0}
     axes: dict[str, tuple[Any, ...]] = {}
     for name in AXES:
         axes[name] = _values(name, given[name]) if name in given else (defaults[name],)
@@ -178,15 +159,11 @@ def _values(name: str, values: object) -> tuple[Any, ...]:
             raise InputError(where, "whole numbers from 0 to 2^32 - 1", listed)
     elif name == "noise":
         listed = [positive(where, v) for v in values]
-    elif name == "leak":
-        listed = [Network(1, leak=v).leak for v in values]
     elif name == "signal":
         listed = [0.0 if v == 0 else positive(where, v) for v in values]
-    elif name == "sharing":
-        # A network refuses what is no sharing pattern, and brings lists to one form.
-        listed = [Network(1, sharing=v).sharing for v in values]
     else:
-        listed = [Network(1, activation=v).activation for v in values]
+        # A network refuses what it cannot have, and brings lists of labels to one form.
+        listed = [getattr(Network(1, **{name: v}), name) for v in values]
     labels = [label(v) for v in listed]
     if not listed or len(set(labels)) < len(labels):
         raise InputError(where, "at least one value, none twice", labels)

@@ -28,9 +28,9 @@ from bayeskernel.meanfield.fluctuations import FluctuationError
 from bayeskernel.meanfield.path import solve_path
 from bayeskernel.meanfield.solve import MeanField
 from bayeskernel.network import Network
+from bayeskernel.problem import Floats
 from bayeskernel.tasks import Task
 
-Floats = NDArray[np.float64]
 Result = dict[str, np.ndarray]
 
 
@@ -52,11 +52,6 @@ class TheoryJob(NamedTuple):
     signals: tuple[float, ...]
     files: tuple[Path, ...]
 
-    @property
-    def size(self) -> int:
-        """Number of results."""
-        return len(self.files)
-
     def run(self) -> None:
         """Go up and down the line; results are complete, and written, on the way down."""
         up: dict[int, MeanField] = {}
@@ -74,8 +69,8 @@ class SampleJob(NamedTuple):
     ----------
     key, network, task, options
         For `sample`.
-    file
-        Where the result goes.
+    files
+        Where the result goes, one file.
     theory
         Where the kernel is kept whose signs draws are brought to; None if theory is not solved.
     """
@@ -84,18 +79,8 @@ class SampleJob(NamedTuple):
     network: Network
     task: Task
     options: Mapping[str, Any]
-    file: Path
+    files: tuple[Path, ...]
     theory: Path | None
-
-    @property
-    def size(self) -> int:
-        """Number of results."""
-        return 1
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Where results go."""
-        return (self.file,)
 
     def run(self) -> None:
         """Sample, and keep means, errors and the verdict on the chains."""
@@ -106,7 +91,7 @@ class SampleJob(NamedTuple):
         f, f_error, _ = mean_and_error(output)
         verdict = diagnose(draws)
         write(
-            self.file,
+            self.files[0],
             {
                 "kernel": mean,
                 "kernel_error": error,

@@ -142,7 +142,7 @@ def _drive(
                 # A full disk, or a cluster gone, would fail every other point too.
                 if isinstance(error, (StorageError, ConnectionError)):
                     return
-            advance(job.size)
+            advance(len(job.files))
             # Without theory samples could not know its signs.
             followers = then.pop(job.files, [])
             if error is None:
@@ -179,7 +179,7 @@ def _lines(
                         np.asarray(jax.random.key_data(grids.key_of(point))),
                         *points.problem(point),
                         options or {},
-                        file,
+                        (file,),
                         grids.theory_file(folder, point) if solve else None,
                     )
                 )

@@ -1,10 +1,10 @@
 """Effective draws, errors and R-hat against ArviZ, quantity by quantity."""
 
+import arviz as az
 import numpy as np
 import pytest
 import xarray as xr
 
-from bayeskernel._arviz import arviz as az
 from bayeskernel.inference import convergence
 
 

@@ -110,7 +110,8 @@ def test_solution_satisfies_the_saddle_point_equations(sharing, general_task):
     for o in range(2):
         covariance, targets = S(C, o)
         dual[general_task.supervised[..., o].ravel(), o] = np.linalg.solve(covariance, targets)
-    M_W, _, M_V = labels_of(network.sharing, 4).masks()
+    labels = labels_of(network.sharing, 4)
+    M_W, M_V = (np.equal.outer(own, own) for own in (labels.recurrent, labels.readout))
     B = (np.linalg.inv(K) @ C @ np.linalg.inv(K) - np.linalg.inv(K)).reshape(4, 2, 4, 2)
     expected = (dual @ dual.T).reshape(4, 2, 4, 2) * M_V[:, None, :, None]
     expected[:3, :, :3] += (M_W[:, None, :, None] * B)[1:, :, 1:]
