@@ -1,4 +1,4 @@
-"""Compiled code whose matrix products are as precise as its numbers.
+"""How precise compiled code is: whether JAX counts in 64 bits, and matrix products as precise as their numbers.
 
 Left to themselves, accelerators round the factors of float32 products to 10 bits or fewer: enough for training, too
 few for the energies of 10^5 coordinates and for kernels of correlated sites.
@@ -11,8 +11,14 @@ from functools import wraps
 from typing import Any, TypeVar, cast
 
 import jax
+import jax.numpy as jnp
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def double() -> bool:
+    """Whether numbers are float64 unless asked for otherwise, in this thread."""
+    return bool(jnp.result_type(float) == jnp.float64)
 
 
 def jit(function: F, **options: Any) -> F:

@@ -185,10 +185,10 @@ def resolve(activation: str | Callable[[jax.Array], jax.Array]) -> Activation:
     return Activation(name, activation, odd)
 
 
-def recorded(name: str, *, odd: bool) -> Activation:
+def recorded(name: str, *, odd: bool) -> str | Activation:
     """The activation of a run by its name; a callable of the user's, known by it alone, cannot be evaluated."""
 
     def missing(_: jax.Array) -> jax.Array:
         raise InputError("activation", "the network of the run, as records hold no callable", name)
 
-    return resolve(name) if name in _NAMED else Activation(name, missing, odd)
+    return name if name in _NAMED else Activation(name, missing, odd)

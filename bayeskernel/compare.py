@@ -222,9 +222,11 @@ class Comparison:
             said = f"{first} deviate from {second}" if deviate else f"{first} and {second} DISAGREE"
             said += f" in {self._differing()}"
         moving = [why for draws in self._sources if descends(draws) for why in unsettled(draws)]
-        # Chains may be in other images of the same minimum.
-        images = f"; patterns exchanged, as the task allows, in {named_chains(self.exchanged)}"
-        rest = images * bool(self.exchanged) + (f"; {moving[0]}" if moving else "")
+        rest = f"; {moving[0]}" if moving else ""
+        if self.exchanged:  # chains are in other images of the same minimum
+            rest = (
+                f"; patterns exchanged, as the task allows, in {named_chains(self.exchanged)}{rest}"
+            )
         return (
             f"{said[0].upper()}{said[1:]}: largest |z| = {self.largest_z:.1f} over {self.entries} kernel "
             f"entries (limit {self.threshold:.1f}), Frobenius error "

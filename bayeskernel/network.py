@@ -103,9 +103,14 @@ class Network:
     def graph_of(self, steps: int) -> Graph:
         """The graph of the network on tasks with ``steps`` steps."""
         if self.graph is None:
-            biases = self.bias_std > 0
-            more = {"layers": self.layers, "leak": self.leak, "skip": self.skip, "biases": biases}
-            return _stacked(steps, self.sharing, **more)
+            return _stacked(
+                steps,
+                self.sharing,
+                layers=self.layers,
+                leak=self.leak,
+                skip=self.skip,
+                biases=self.bias_std > 0,
+            )
         if self.graph.steps != steps:
             raise InputError("task", f"{self.graph.steps} steps, as the network's graph has", steps)
         return self.graph

@@ -78,6 +78,7 @@ def test_draws_are_compared_with_draws(theory):
     one, two = fake_draws(theory), fake_draws(theory, flips=True, count=300, seed=1)
     cmp = bk.compare(one, two)
     assert cmp.agrees
+    assert cmp.theory.network == theory.network
     assert cmp.verdict.startswith("Samples and samples agree: largest |z|")
     row = cmp.table.loc[(2, 0, 3, 0)]
     assert list(cmp.table.columns) == ["sampled", "mcse", "ess", "other", "other_mcse", "z"]

@@ -22,7 +22,7 @@ import numpy as np
 from numpyro.infer import NUTS
 from threadpoolctl import threadpool_limits
 
-from bayeskernel._precision import jit
+from bayeskernel._precision import double, jit
 from bayeskernel.errors import InputError
 from bayeskernel.inference import hmc
 from bayeskernel.inference.checkpoint import Checkpoint, Draws, joined
@@ -169,11 +169,11 @@ def side_by_side(
     one: Callable[[int, threading.Event], T], count: int, checkpoint: Checkpoint | None
 ) -> list[T]:
     """Results of ``one`` for 0, 1, ..., in threads; it is to come to an end soon after its event is set."""
-    stop, double = threading.Event(), jnp.result_type(float) == jnp.float64
+    stop, wide = threading.Event(), double()
 
     def task(k: int) -> T:
         # Configuration contexts are per thread.
-        with jax.enable_x64(double):
+        with jax.enable_x64(wide):
             return one(k, stop)
 
     # The tasks use the cores; threads of their own inside LAPACK would only wait for each other.

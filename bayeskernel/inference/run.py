@@ -9,11 +9,10 @@ from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from bayeskernel._precision import jit
+from bayeskernel._precision import double, jit
 from bayeskernel.errors import InputError, positive_integer
 from bayeskernel.inference import chains, coordinates, kernel_space, record, weights
 from bayeskernel.inference.checkpoint import Checkpoint, Draws, identity
@@ -152,9 +151,8 @@ def _sample(
         "num_samples": num_samples,
         "num_chains": num_chains,
     }
-    double = jnp.result_type(float) == jnp.float64
     if checkpoint is not None:
-        layout = options | {"keep": list(keep), "double": double}
+        layout = options | {"keep": list(keep), "double": double()}
         kept = Checkpoint(checkpoint, identity(network, task, record.seed_data(rng_key), layout))
         if (finished := kept.finished()) is not None:
             return finished, None
@@ -162,7 +160,7 @@ def _sample(
     title = f"{chosen.name}, {sampler} ({chosen.reason})"
     with (
         chain_bars(title, num_chains, num_warmup + num_samples, progress) as report,
-        jax.enable_x64(chosen.name == "kernels" or double),
+        jax.enable_x64(chosen.name == "kernels" or double()),
     ):
         draws, state = chains.run(engine, chosen.data, keys, num_warmup, num_samples, report, kept)
         last = engine.units(state, chosen.data) if units else {}
@@ -228,9 +226,7 @@ def _check_memory(
     made_of = f"{num_chains} * {draws:,} draws of {numbers:,} numbers"
     # Kernel space, where "auto" ends for linear networks, is in float64.
     kernels = space == "kernels" or (space == "auto" and network.phi.linear and not keep)
-    size = (
-        _COPIES * num_chains * draws * numbers * (8 if kernels else jnp.result_type(float).itemsize)
-    )
+    size = _COPIES * num_chains * draws * numbers * (8 if kernels or double() else 4)
     check_memory(argument, made_of, size, instead)
 
 
@@ -257,7 +253,7 @@ def _choose(space: str, network: Network, task: Task, keep: tuple[str, ...]) -> 
     if name == "kernels":
         kernel_space.check(form)
         form = form._replace(width=0)
-    with jax.enable_x64(name == "kernels" or jnp.result_type(float) == jnp.float64):
+    with jax.enable_x64(name == "kernels" or double()):
         return _Choice(name, reason, form, coordinates.arrays(defined))
 
 
