@@ -68,9 +68,11 @@ class Stiffness:
     def solved(self, dC: Floats, values: Floats) -> Floats:
         """S^-1 Q(dC) v, output by output where it is supervised; v and the result (T P, O)."""
         out, dQ = np.zeros_like(values), self._problem.read(dC)
-        for reading, (sites, factor, _) in zip(self._problem.readings, self._parts, strict=True):
-            own = np.ix_(reading.sites, reading.outputs)
-            out[own] = cho_solve(factor, dQ[sites] @ values[own], check_finite=False)
+        for reading, (_, factor, _) in zip(self._problem.readings, self._parts, strict=True):
+            pull = dQ[reading.sites] @ values[:, reading.outputs]
+            out[np.ix_(reading.sites, reading.outputs)] = cho_solve(
+                factor, pull, check_finite=False
+            )
         return out
 
 

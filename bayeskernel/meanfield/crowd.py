@@ -60,10 +60,8 @@ class Crowd:
         for own_key in jax.random.split(key, sweeps):
             z, step, moments = _sweep(self.sites.phi, z, root, tilt, own_key, step)
             parts.append([np.asarray(value, np.float64) for value in moments])
-        C, Y, B, mean = (np.mean(part, axis=0) for part in zip(*parts, strict=True))
-        even = self.sites.parity * symmetric == 0
-        C, Y, B = (np.where(even, moment, 0.0) for moment in (C, Y, (B + B.T) / 2))
-        return Crowd(self.sites, z, step), Averages(C, Y, B, mean)
+        averages = Averages(*(np.mean(part, axis=0) for part in zip(*parts, strict=True)))
+        return Crowd(self.sites, z, step), _even(self.sites, averages, symmetric)
 
     def saturation(self, law: Wick, K: Floats) -> Floats:
         """Variances of products of two whitened activities, (k, k), as shares of Wick's, at most 1.
@@ -100,6 +98,20 @@ def from_prior(sites: Sites, rng: np.random.Generator) -> Crowd:
     """Particles of the law without a tilt."""
     half = rng.standard_normal((PARTICLES // 2, len(sites.members)), np.float32)
     return Crowd(sites, jnp.asarray(np.concatenate([half, -half])), jnp.float32(0.1))
+
+
+def averages_of_draws(sites: Sites, h: Floats, Ct: Floats, *, symmetric: bool) -> Averages:
+    """Averages over draws of h from the law of a group, (M, n)."""
+    moments = _moments(sites.phi, jnp.asarray(h, jnp.float32), jnp.asarray(Ct, jnp.float32))
+    return _even(sites, Averages(*(np.asarray(m, np.float64) for m in moments)), symmetric)
+
+
+def _even(sites: Sites, averages: Averages, symmetric: bool) -> Averages:
+    """The same, zero where sign symmetry has it."""
+    C, Y, B, mean = averages
+    even = sites.parity * symmetric == 0
+    C, Y, B = (np.where(even, moment, 0.0) for moment in (C, Y, (B + B.T) / 2))
+    return Averages(C, Y, B, mean)
 
 
 def _symmetric_root(K: Floats) -> Floats:

@@ -17,6 +17,7 @@ Mean outputs are functions of C, given which outputs are Gaussian: that adds the
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -34,10 +35,10 @@ from bayeskernel.likelihood import (
 )
 from bayeskernel.meanfield.branches import Solution
 from bayeskernel.meanfield.crowd import Crowd
-from bayeskernel.meanfield.newton import Status
+from bayeskernel.meanfield.newton import DENSE, Status
 from bayeskernel.meanfield.particles import Particles
 from bayeskernel.meanfield.saddle import Point, Saddle, Stationarity, within_groups
-from bayeskernel.problem import Floats, Problem
+from bayeskernel.problem import Floats, Ints, Problem
 
 # Up to so many coordinates, a kernel of rank 64, all directions are taken.
 MOST_COORDINATES = 64 * 65 // 2
@@ -45,6 +46,8 @@ MOST_COORDINATES = 64 * 65 // 2
 _MOST_SITES = 256
 # Random directions beyond: what data change of variances is known to about a fifth. Accuracy and number of products of a solve.
 _PROBES, _SOLVED, _PRODUCTS = 48, 1e-2, 200
+# Accuracy of the solve for one output.
+_EXACTLY = 1e-4
 # Displacement for second differences of the gradient, in standard deviations of one unit, and number M of particles they are
 # averaged over. Particles that cross a kink make noise, as M^(-1/2) times the displacement to the power of -3/2.
 _SMOOTH, _ACROSS_KINKS = (0.01, 4096), (0.1, 65536)
@@ -87,18 +90,12 @@ class Fluctuations:
         self._saddle, self._problem = _accurate(solution.saddle), solution.saddle.problem
         self._outputs = _Outputs(self._saddle.point.C, self._problem)
         self._within = within_groups(self._saddle.point)
-        few = self._saddle.size <= MOST_COORDINATES
-        self._dense = few and self._problem.size <= _MOST_SITES
-        if self._dense:
-            self._followed, reduced = self._saddle.dense()
-            self._values, self._vectors = np.linalg.eigh(reduced)
-            if np.any(self._values <= 0):  # as more particles tell
-                raise FluctuationError(_AT_A_SADDLE)
+        self._few = self._saddle.size <= MOST_COORDINATES and self._problem.size <= _MOST_SITES
 
     def spread(self) -> Leading:
         """Standard deviations times sqrt(N); of outputs in standard scaling, of order one, themselves."""
         C, problem = self._saddle.point.C, self._problem
-        variance, of_output = self._summed() if self._dense else self._probed()
+        variance, of_output = self._summed() if self._few else self._probed()
         # Between independent groups C is a mean of N products of independent factors.
         variance = np.where(self._within, variance, np.outer(np.diag(C), np.diag(C)))
         output = output_variance(C, problem)
@@ -106,23 +103,46 @@ class Fluctuations:
             output = output + of_output + self._outputs.apart(~self._within)
         return Leading(np.sqrt(np.maximum(variance, 0)), np.sqrt(np.maximum(output, 0)))
 
+    def outputs_at(self, sites: Ints) -> Floats:
+        """Standard deviations of the outputs at some pairs t P + a, as of `spread`; shape (n, O)."""
+        variance = output_variance(self._saddle.point.C, self._problem)[sites]
+        if self._problem.mean_field:
+            variance += self._outputs.apart(~self._within)[sites]
+            for i, o in np.ndindex(variance.shape):
+                x = self._saddle.gathered(self._outputs.gradient(int(sites[i]), o))
+                variance[i, o] += 2 * x @ self._solved(x, _EXACTLY)
+        return np.sqrt(np.maximum(variance, 0))
+
     def shift(self) -> Leading:
         """N times the shifts of the means; FluctuationError beyond a kernel of rank 64."""
-        if not self._dense or any(isinstance(n, Crowd) for n in self._saddle.point.nodes):
+        if not self._few or any(isinstance(n, Crowd) for n in self._saddle.point.nodes):
             raise FluctuationError(
                 f"shifts need at most {MOST_COORDINATES} coordinates and {_MOST_SITES} sites, "
                 f"here are {self._saddle.size} and {self._problem.size}"
             )
         kernel = self._drift()
         output = self._outputs.slope(kernel)
-        for value, x in zip(self._values, self._vectors.T, strict=True):
+        for value, x in zip(*self._eigenpairs, strict=True):
             output = output + self._outputs.bend(self._saddle.spread(x)) / value
         return Leading(kernel, output)
+
+    @cached_property
+    def _dense(self) -> tuple[Floats, Floats]:
+        """E and the reduced Hessian."""
+        return self._saddle.dense()
+
+    @cached_property
+    def _eigenpairs(self) -> tuple[Floats, Floats]:
+        """Eigenvalues of the reduced Hessian (k,), and eigenvectors as rows."""
+        values, vectors = np.linalg.eigh(self._dense[1])
+        if np.any(values <= 0):  # as more particles tell
+            raise FluctuationError(_AT_A_SADDLE)
+        return values, vectors.T
 
     def _summed(self) -> tuple[Floats, Floats]:
         """Variances of C and of mean outputs, sums over all directions."""
         kernel, output = np.zeros_like(self._saddle.K), np.zeros_like(self._outputs.dual)
-        for value, x in zip(self._values, self._vectors.T, strict=True):
+        for value, x in zip(*self._eigenpairs, strict=True):
             dC = self._saddle.spread(x)
             kernel += 2 / value * dC**2
             output += 2 / value * self._outputs.slope(dC) ** 2
@@ -136,17 +156,23 @@ class Fluctuations:
             # 2 R R^T of Wick's law.
             size = np.diag(law.C)
             kernel[nodes.sites.block] = np.outer(size, size) + law.C**2
-        shape = 2 * (saddle.size,)
-        operator = LinearOperator(shape, matvec=saddle.product, dtype=np.float64)
         for _ in range(_PROBES):
             x = rng.standard_normal(saddle.size)
-            solved, failed = cg(operator, x, rtol=_SOLVED, maxiter=_PRODUCTS)
-            if failed:
-                raise FluctuationError("conjugate gradients did not converge around this solution")
-            one, change = saddle.spread(x), saddle.spread(solved - x)
+            one, change = saddle.spread(x), saddle.spread(self._solved(x, _SOLVED) - x)
             kernel += 2 * one * change / _PROBES
             output += 2 * self._outputs.slope(one) * self._outputs.slope(one + change) / _PROBES
         return kernel, output
+
+    def _solved(self, x: Floats, accuracy: float) -> Floats:
+        """Q x."""
+        if len(x) <= DENSE:
+            values, vectors = self._eigenpairs
+            return vectors.T @ ((vectors @ x) / values)
+        operator = LinearOperator(2 * x.shape, matvec=self._saddle.product, dtype=np.float64)
+        solved, failed = cg(operator, x, rtol=accuracy, maxiter=_PRODUCTS)
+        if failed:
+            raise FluctuationError("conjugate gradients did not converge around this solution")
+        return np.asarray(solved)
 
     def _drift(self) -> Floats:
         """N (<C> - C*), shape (d, d)."""
@@ -164,16 +190,16 @@ class Fluctuations:
         if not problem.mean_field:
             slope = slope - force(saddle.point.C, problem)
         total[:k] += saddle.gathered(slope)
-        pulled = total[:k] + self._followed.T @ total[k:]
-        drift = saddle.spread(-self._vectors @ ((self._vectors.T @ pulled) / self._values))
+        pulled, (values, vectors) = total[:k] + self._dense[0].T @ total[k:], self._eigenpairs
+        drift = saddle.spread(-vectors.T @ ((vectors @ pulled) / values))
         even = np.asarray(problem.over_sites(problem.even)) | (not saddle.point.symmetric)
         return np.where(even, drift, 0.0)
 
     def _directions(self) -> list[tuple[float, Floats]]:
         """Unit vectors w in (x, l) and weights whose sum of w w^T is H^-1."""
         k, out = self._saddle.size, list[tuple[float, Floats]]()
-        for value, x in zip(self._values, self._vectors.T, strict=True):
-            both = np.concatenate([x, self._followed @ x])
+        for value, x in zip(*self._eigenpairs, strict=True):
+            both = np.concatenate([x, self._dense[0] @ x])
             norm = float(np.linalg.norm(both))
             out.append((norm**2 / value, both / norm))
         return out + [(-1.0, unit) for unit in np.eye(2 * k)[k:]]
@@ -207,6 +233,14 @@ class _Outputs:
         first = -self._stiffness.solved(dC, self.dual)
         second = -2 * self._stiffness.solved(dC, first)
         return 2 * self._read(dC, first) + self._read(self._C, second)
+
+    def gradient(self, site: int, output: int) -> Floats:
+        """Of one output in C, shape (d, d)."""
+        unit = np.zeros_like(self.dual)
+        unit[site, output] = 1
+        left = (unit - self._stiffness.solved(self._C, unit))[:, output]
+        pull = np.outer(left, self.dual[:, output]) / 2
+        return self._problem.read_back(pull + pull.T)
 
     def apart(self, apart: NDArray[np.bool_]) -> Floats:
         """Variance of outputs that read, through a shared readout, targets of an independent group."""

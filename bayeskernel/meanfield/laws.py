@@ -26,7 +26,7 @@ from bayeskernel.problem import Floats
 
 # Directions of C that hold less than this share of the variance of its sites, for each of them, are null: where C is exact, and
 # where it is an average over particles in single precision, whose small directions are made by few of them.
-_NULL, _SAMPLED = 1e-9, 1e-5
+_NULL, SAMPLED = 1e-9, 1e-5
 # Variances below this have few digits left, and are none.
 _VANISHING = np.finfo(np.float64).tiny / np.finfo(np.float64).eps
 # Least share of a direction of C that a step leaves.
@@ -43,7 +43,7 @@ class Averages(NamedTuple):
 
     def law(self, fed: slice) -> Wick:
         """Wick's law of these averages, whose K answers to C at the sites ``fed``."""
-        law = Wick(0.0, self.C, self.Y, self.B, _SAMPLED, fed)
+        law = Wick(0.0, self.C, self.Y, self.B, SAMPLED, fed)
         law.mean = self.mean
         return law
 

@@ -21,8 +21,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from bayeskernel.conditioning import NULL_SHARE, Conditioner
 from bayeskernel.likelihood import dual_targets, mean_output
+from bayeskernel.meanfield.crowd import averages_of_draws
+from bayeskernel.meanfield.laws import SAMPLED, Averages, Gaussian, Law, root
 from bayeskernel.meanfield.prior import closed_form, prior_recursion
-from bayeskernel.meanfield.saddle import Saddle
+from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
+from bayeskernel.meanfield.sites import groups
 from bayeskernel.network import Network
 from bayeskernel.problem import Floats, Ints, Problem, problem
 from bayeskernel.tasks import Task
@@ -98,6 +101,45 @@ def extended(saddle: Saddle, joint: Problem) -> tuple[Floats, Floats]:
     if saddle.problem.phi.linear:
         return _linear(saddle, joint, old), np.zeros((0, joint.size))
     return _drawn(saddle, joint, old, _DRAWS, np.random.default_rng(_SEED))
+
+
+def extended_saddle(saddle: Saddle, joint: Problem) -> Saddle:
+    """F around a solution extended to more patterns, which data do not act on, by Wick's laws."""
+    old, known = np.flatnonzero(trained_sites(saddle.problem, joint)), saddle.point
+    C, h = extended(saddle, joint)
+    Ct = np.zeros_like(C)
+    Ct[np.ix_(old, old)] = known.Ct
+    parts = groups(joint, joined=not joint.phi.odd)
+    point = Point(C, Ct, tuple(Gaussian(sites) for sites in parts), known.symmetric)
+    if joint.phi.linear:
+        return Saddle(joint, point)
+    Y, B = (saddle.joined([getattr(law, name) for law in saddle.laws]) for name in ("Y", "B"))
+    within, laws = within_groups(known), list[Law]()
+    for sites in parts:
+        own, block = h[:, sites.members], Ct[sites.block]
+        drawn = averages_of_draws(sites, own, block, symmetric=known.symmetric)
+        seen = np.flatnonzero(np.isin(sites.members, old))
+        index = np.ix_(*2 * (np.searchsorted(old, sites.members[seen]),))
+        pairs = zip((known.C, Y, B), drawn, strict=False)
+        changes = (m[index] - d[np.ix_(seen, seen)] for m, d in pairs)
+        dC, dY, dB = (np.where(within[index], change, 0.0) for change in changes)
+        corrected = _corrected(drawn, seen, dC, dY, dB)
+        laws.append(corrected.law(sites.fed))
+        C[sites.block] = corrected.C
+    return Saddle(joint, point, tuple(laws))
+
+
+def _corrected(drawn: Averages, seen: Ints, dC: Floats, dY: Floats, dB: Floats) -> Averages:
+    """Averages over draws, with changes among some sites; what activities of the others have in common with these follows."""
+    C, Y, B, mean = drawn
+    among = np.ix_(seen, seen)
+    whitener = root(C[among], SAMPLED)[1]
+    follow = C[:, seen] @ whitener.T @ whitener
+    follow[seen] = np.eye(len(seen))
+    C = C + follow @ dC @ follow.T
+    Y[:, seen] += follow @ dY
+    B[among] += dB
+    return Averages(C, Y, B, mean)
 
 
 def predict(saddle: Saddle, joint: Problem) -> Prediction:

@@ -201,18 +201,18 @@ class MeanField:
         Shape (T, P*, O).
         """
         new, parts = new_patterns(inputs, self.task), []
-        steps, patterns, _, outputs = self.task.shape
+        steps, patterns = self.task.shape[:2]
+        last = np.arange(steps) * (patterns + 1) + patterns
         for a in range(new.shape[1]):
             joint = predict.joint_problem(self.network, self.task, new[:, a : a + 1])
-            std = Fluctuations(self._extended(joint)).spread().output
-            parts.append(std.reshape(steps, patterns + 1, outputs)[:, patterns:])
-        return np.concatenate(parts, axis=1) / self._output_scale(width)
+            parts.append(Fluctuations(self._extended(joint)).outputs_at(last))
+        return np.stack(parts, axis=1) / self._output_scale(width)
 
     def _extended(self, joint: Problem) -> Solution:
-        """The solution of a problem with more patterns, converged from draws for all of them."""
+        """The solution of a problem with more patterns; for a few correlated sites converged from draws for all of them."""
         saddle = self._solution.saddle
-        if many_correlated_sites(joint):
-            raise FluctuationError("all patterns together are too many correlated sites")
+        if joint.phi.linear or many_correlated_sites(joint):
+            return self._solution._replace(saddle=predict.extended_saddle(saddle, joint))
         (C, h), Ct = predict.extended(saddle, joint), np.zeros((joint.size, joint.size))
         old = predict.trained_sites(saddle.problem, joint)
         Ct[np.ix_(old, old)] = saddle.point.Ct

@@ -88,6 +88,32 @@ def test_training_patterns_predict_themselves(general_task, double):
     assert again["output"].to_numpy() == pytest.approx(stored, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("activation", "space"), [("erf", "preactivations"), ("linear", "kernels")]
+)
+def test_what_draws_do_not_know_is_left_open(activation, space):
+    """Two patterns that differ by 10^-4 along a direction, which is lost to rounding in float32; a new pattern lies there."""
+    task = bk.tasks.endpoint([[1.0, 0.0], [1.0, 1e-4]], [1.0, 1.0], 2)
+    new = np.zeros((2, 1, 2))
+    new[0, 0] = [0.0, 1.0]
+    network = bk.Network(256, activation, "untied", noise=0.5)
+    draws = run(network, task, space=space, keep=(), num_warmup=100, num_samples=200)
+    if space == "preactivations":
+        draws = run(network, task, space=space, keep=("preactivations",), num_samples=200)
+        # Prior weights: standard deviation 1 over the root of two features.
+        weights = bk.weights(jax.random.key(1), draws, network, task)["input_weights"]
+        across = weights.to_numpy()[..., 0, :, 1].ravel() * np.sqrt(2)
+        assert abs(across.var() - 1) < 5 * np.sqrt(2 / across.size)
+    outputs = bk.predict(jax.random.key(7), draws, network, task, new)["output"].to_numpy()
+    # Nothing is known of it at the first step, and nothing was learned there.
+    prior = bk.prior_kernel(network, bk.tasks.endpoint([[0.0, 1.0]], [0.0], 2))[0, 0, 0, 0]
+    first = outputs[..., 0, 0, 0]
+    assert first.std() == pytest.approx(np.sqrt(prior / 256), rel=5 / np.sqrt(2 * first.size))
+    if activation == "linear":
+        last, expected = outputs[..., 1, 0, 0], bk.solve(network, task).predict_std(new)[1, 0, 0]
+        assert last.std() == pytest.approx(expected, rel=5 / np.sqrt(2 * last.size))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("activation", ["erf", "linear"])
 def test_all_spaces_predict_the_same(activation):

@@ -18,6 +18,7 @@ from bayeskernel.meanfield.solve import posed
 
 # Two digits of each class, read in four steps.
 TASK = bk.tasks.digits(patterns_per_class=2, steps=4).scaled(2.0)
+NEW = bk.tasks.digits(patterns_per_class=1, steps=4, start=50).inputs
 
 
 def relative(one, two):
@@ -51,6 +52,7 @@ def test_linear_units_against_their_closed_form(sharing):
     assert theory.output == pytest.approx(exact.output, abs=0.05)
     assert theory.branches[0].curvature == pytest.approx(exact.branches[0].curvature, rel=0.1)
     assert relative(theory.kernel_std(), exact.kernel_std()) < 0.2
+    assert relative(theory.predict_std(NEW), exact.predict_std(NEW)) < 0.02
     assert np.isnan(theory.free_energy)
     with pytest.raises(FluctuationError):
         theory.kernel_shift()

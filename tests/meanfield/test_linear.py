@@ -295,6 +295,18 @@ def test_large_problems_take_another_way_to_the_lowest_curvature(monkeypatch, ge
     assert krylov.branches[0].curvature == pytest.approx(dense.branches[0].curvature, rel=0.05)
 
 
+@pytest.mark.parametrize("dense", [newton.DENSE, 0])
+@pytest.mark.parametrize("sharing", ["tied", "untied"])
+def test_spread_of_single_outputs(monkeypatch, general_task, dense, sharing):
+    """By one direction each, with all eigenvectors and with conjugate gradients, against the sum over all directions."""
+    theory = bk.solve(bk.Network(64, "linear", sharing, noise=0.2), general_task)
+    monkeypatch.setattr(fluctuations, "DENSE", dense)
+    steps, patterns, outputs = theory.output.shape
+    chosen = np.array([1, patterns, steps * patterns - 1])
+    std = theory._fluctuations.outputs_at(chosen) / 8
+    assert std == pytest.approx(theory.output_std().reshape(-1, outputs)[chosen], rel=1e-4)
+
+
 def test_random_directions_give_the_spread_of_large_kernels(monkeypatch, general_task):
     theory = bk.solve(bk.Network(64, "linear", noise=0.2), general_task)
     exact = theory.kernel_std(), theory.output_std()
