@@ -234,9 +234,12 @@ class Drawn(Nodes):
     """Draws from a law that is one of statistics of nodes."""
 
     def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
-        """Equally weighted draws of h from the law, (count, n)."""
+        """Equally weighted draws of h from the law, (count, n), with what sites that count as following have of their own."""
         assert isinstance(law, Moments)
-        return law.h[resampled(law.weights, count, rng)]
+        pivots, spread = self.sites.pivots, self.sites.spread
+        values, vectors = np.linalg.eigh(K - spread @ K[np.ix_(pivots, pivots)] @ spread.T)
+        own = rng.standard_normal((count, len(K))) * np.sqrt(np.maximum(values, 0))
+        return np.asarray(law.h[resampled(law.weights, count, rng)] + own @ vectors.T)
 
 
 def steering(weights: Floats, statistics: int, *, accurate: bool) -> tuple[slice, Floats]:

@@ -13,7 +13,6 @@ targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -32,8 +31,26 @@ from bayeskernel.tasks import Task
 from bayeskernel.tasks.task import new_patterns
 
 # Draws, and batches of them whose scatter gives the error.
-_DRAWS, _BATCHES = 16384, 16
+_DRAWS, _BATCHES = 16384, 4
 _SEED = 0
+
+
+class Extension(NamedTuple):
+    """Kernels of training and new sites.
+
+    Attributes
+    ----------
+    C
+        Shape (d', d').
+    h
+        Draws of q, (M, d'); none for linear networks.
+    follow
+        Activities as a regression on those of training sites, (d', d); none for linear networks.
+    """
+
+    C: Floats
+    h: Floats
+    follow: Floats
 
 
 class Prediction(NamedTuple):
@@ -95,18 +112,19 @@ def trained_sites(trained: Problem, joint: Problem) -> NDArray[np.bool_]:
     return np.arange(joint.size) % joint.patterns < trained.patterns
 
 
-def extended(saddle: Saddle, joint: Problem) -> tuple[Floats, Floats]:
-    """C (d', d') and draws of h (M, d'), none for linear networks, of a problem with more patterns, those of training first."""
+def extended(saddle: Saddle, joint: Problem) -> Extension:
+    """A solution of a problem with more patterns, those of training first."""
     old = np.flatnonzero(trained_sites(saddle.problem, joint))
     if saddle.problem.phi.linear:
-        return _linear(saddle, joint, old), np.zeros((0, joint.size))
-    return _drawn(saddle, joint, old, _DRAWS, np.random.default_rng(_SEED))
+        return Extension(_linear(saddle, joint, old), *np.zeros((2, 0, joint.size)))
+    rng = np.random.default_rng(_SEED)
+    return _drawn(saddle, joint, old, _training_draws(saddle, _DRAWS // 2, rng), rng)
 
 
 def extended_saddle(saddle: Saddle, joint: Problem) -> Saddle:
     """F around a solution extended to more patterns, which data do not act on, by Wick's laws."""
     old, known = np.flatnonzero(trained_sites(saddle.problem, joint)), saddle.point
-    C, h = extended(saddle, joint)
+    C, h, follow = extended(saddle, joint)
     Ct = np.zeros_like(C)
     Ct[np.ix_(old, old)] = known.Ct
     parts = groups(joint, joined=not joint.phi.odd)
@@ -117,29 +135,16 @@ def extended_saddle(saddle: Saddle, joint: Problem) -> Saddle:
     within, laws = within_groups(known), list[Law]()
     for sites in parts:
         own, block = h[:, sites.members], Ct[sites.block]
-        drawn = averages_of_draws(sites, own, block, symmetric=known.symmetric)
+        _, drawn_Y, drawn_B, mean = averages_of_draws(sites, own, block, symmetric=known.symmetric)
         seen = np.flatnonzero(np.isin(sites.members, old))
-        index = np.ix_(*2 * (np.searchsorted(old, sites.members[seen]),))
-        pairs = zip((known.C, Y, B), drawn, strict=False)
-        changes = (m[index] - d[np.ix_(seen, seen)] for m, d in pairs)
-        dC, dY, dB = (np.where(within[index], change, 0.0) for change in changes)
-        corrected = _corrected(drawn, seen, dC, dY, dB)
-        laws.append(corrected.law(sites.fed))
-        C[sites.block] = corrected.C
+        trained = np.searchsorted(old, sites.members[seen])
+        index, among = np.ix_(trained, trained), np.ix_(seen, seen)
+        drawn_Y[:, seen] += follow[np.ix_(sites.members, trained)] @ np.where(
+            within[index], Y[index] - drawn_Y[among], 0.0
+        )
+        drawn_B[among] = np.where(within[index], B[index], drawn_B[among])
+        laws.append(Averages(C[sites.block], drawn_Y, drawn_B, mean).law(sites.fed))
     return Saddle(joint, point, tuple(laws))
-
-
-def _corrected(drawn: Averages, seen: Ints, dC: Floats, dY: Floats, dB: Floats) -> Averages:
-    """Averages over draws, with changes among some sites; what activities of the others have in common with these follows."""
-    C, Y, B, mean = drawn
-    among = np.ix_(seen, seen)
-    whitener = root(C[among], SAMPLED)[1]
-    follow = C[:, seen] @ whitener.T @ whitener
-    follow[seen] = np.eye(len(seen))
-    C = C + follow @ dC @ follow.T
-    Y[:, seen] += follow @ dY
-    B[among] += dB
-    return Averages(C, Y, B, mean)
 
 
 def predict(saddle: Saddle, joint: Problem) -> Prediction:
@@ -151,37 +156,33 @@ def predict(saddle: Saddle, joint: Problem) -> Prediction:
         return predict_prior(joint, saddle.problem)
     dual = dual_targets(saddle.point.C, saddle.problem)
     if saddle.problem.phi.linear:
-        return _prediction([extended(saddle, joint)[0]], dual, joint, saddle.problem)
+        return _prediction(extended(saddle, joint).C, dual, joint, saddle.problem)
     old, rng = np.flatnonzero(trained_sites(saddle.problem, joint)), np.random.default_rng(_SEED)
-    drawn = (_drawn(saddle, joint, old, _DRAWS // _BATCHES, rng)[0] for _ in range(_BATCHES))
-    return _prediction(drawn, dual, joint, saddle.problem)
+    draws = _training_draws(saddle, _DRAWS // 2, rng)
+    whole, *parts = (
+        _prediction(_drawn(saddle, joint, old, some, rng).C, dual, joint, saddle.problem)
+        for some in (draws, *np.split(draws, _BATCHES))
+    )
+    scatter = np.std([part.mean for part in parts], axis=0, ddof=1)
+    return whole._replace(monte_carlo_error=scatter / np.sqrt(_BATCHES))
 
 
 def predict_prior(joint: Problem, trained: Problem) -> Prediction:
     """Gaussian-process regression with the prior kernel; training patterns, those of ``trained``, come first."""
     C = prior_recursion(joint)
     old = trained_sites(trained, joint)
-    return _prediction([C], dual_targets(C[np.ix_(old, old)], trained), joint, trained)
+    return _prediction(C, dual_targets(C[np.ix_(old, old)], trained), joint, trained)
 
 
-def _prediction(
-    kernels: Iterable[Floats], dual: Floats, joint: Problem, trained: Problem
-) -> Prediction:
-    """Averages over kernels C of all sites (d', d'), one or one a batch of draws; they may come one by one."""
+def _prediction(C: Floats, dual: Floats, joint: Problem, trained: Problem) -> Prediction:
+    """Outputs and kernels of new patterns from those of all sites, (d', d')."""
     P = trained.patterns
     everywhere = np.zeros((joint.steps, joint.patterns, trained.num_outputs))
     everywhere[:, :P] = dual.reshape(joint.steps, P, -1)
-    outputs, total = [], np.zeros((joint.size, joint.size))
-    for C in kernels:
-        output = mean_output(C, everywhere.reshape(-1, trained.num_outputs), joint)
-        outputs.append(output.reshape(everywhere.shape)[:, P:])
-        total += C
-    error = np.zeros_like(outputs[0])
-    if len(outputs) > 1:
-        error = np.std(outputs, 0, ddof=1) / np.sqrt(len(outputs))
-    average = joint.tensor(total / len(outputs))[:, P:]
+    output = mean_output(C, everywhere.reshape(-1, trained.num_outputs), joint)
+    mean, kernel = output.reshape(everywhere.shape)[:, P:].copy(), joint.tensor(C)[:, P:]
     return Prediction(
-        np.mean(outputs, 0), average[:, :, :, P:].copy(), average[:, :, :, :P].copy(), error
+        mean, kernel[:, :, :, P:].copy(), kernel[:, :, :, :P].copy(), np.zeros_like(mean)
     )
 
 
@@ -199,18 +200,25 @@ def _linear(saddle: Saddle, joint: Problem, old: Ints) -> Floats:
 
 
 def _drawn(
-    saddle: Saddle, joint: Problem, old: Ints, count: int, rng: np.random.Generator
-) -> tuple[Floats, Floats]:
-    """C and pre-activations of all sites from one batch of draws.
+    saddle: Saddle, joint: Problem, old: Ints, draws: Floats, rng: np.random.Generator
+) -> Extension:
+    """The extension by draws of h at training sites, (M / 2, d).
 
-    C is that of the draws throughout, as in a network of so many units: beside exact entries between training sites
-    noise in the others would misstate how much a new site that nearly follows from these has of its own.
+    What activities of new sites have in common with those of trained ones, whose C is known, is taken from draws as a
+    regression: their noise in C is not that of the answer. C stays positive.
     """
-    C, h, activity = np.zeros((joint.size, joint.size)), *np.zeros((2, count, joint.size))
+    C, follow = np.zeros((joint.size, joint.size)), np.zeros((joint.size, len(old)))
+    # Halves repeat so that noise can be antithetic.
+    count = 2 * len(draws)
+    h, activity = np.zeros((2, count, joint.size))
     even = np.asarray(joint.over_sites(joint.even)) | (not saddle.point.symmetric)
-    h[:, old] = _training_draws(saddle, count, rng)
+    h[:, old] = np.tile(draws, (2, 1))
     activity[:, old] = joint.phi.values(h[:, old])
-    C[np.ix_(old, old)] = activity[:, old].T @ activity[:, old] / count * even[np.ix_(old, old)]
+    trained = np.ix_(old, old)
+    sampled = activity[:, old].T @ activity[:, old] / count * even[trained]
+    whitener = root(sampled, SAMPLED)[1]
+    C[trained], follow[old] = saddle.point.C, np.eye(len(old))
+    change = saddle.point.C - sampled
     # h* is drawn given all training sites: data do not act on it.
     sites, met = Conditioner(NULL_SHARE["exact"]), np.zeros(0, np.int64)
     K = joint.preactivation_kernel(C)
@@ -222,22 +230,23 @@ def _drawn(
     for n in range(joint.nodes):
         now = np.setdiff1d(np.flatnonzero(joint.node_of == n), old)
         met = np.concatenate([met, now])
-        gain, root = sites.append(joint.preactivation_kernel(C)[np.ix_(now, met)])
-        half = rng.standard_normal((root.shape[1], count // 2))
+        gain, new = sites.append(joint.preactivation_kernel(C)[np.ix_(now, met)])
+        half = rng.standard_normal((new.shape[1], count // 2))
         fresh = np.concatenate([half, -half], axis=1)
-        h[:, now] = (gain @ white + root @ fresh).T
+        h[:, now] = (gain @ white + new @ fresh).T
         white = np.concatenate([white, fresh])
         activity[:, now] = joint.phi.values(h[:, now])
-        among = activity[:, now].T @ activity[:, met] / count * even[np.ix_(now, met)]
+        among = activity[:, now].T @ activity / count * even[now]
+        follow[now] = among[:, old] @ whitener.T @ whitener
+        among = (among + follow[now] @ change @ follow.T)[:, met]
         C[np.ix_(now, met)], C[np.ix_(met, now)] = among, among.T
-    return C, h
+    return Extension(C, h, follow)
 
 
 def _training_draws(saddle: Saddle, count: int, rng: np.random.Generator) -> Floats:
-    """Equally weighted draws of h at all training sites from q, (count, d)."""
+    """Equally weighted draws of h at all training sites from q, (count, d); groups are independent."""
     h = np.zeros((count, saddle.problem.size))
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
-        own = nodes.drawn(law, saddle.K[nodes.sites.block], count // 2, rng)
-        # Groups are independent; halves repeat so that noise can be antithetic.
-        h[:, nodes.sites.members] = np.tile(rng.permutation(own), (2, 1))
+        own = nodes.drawn(law, saddle.K[nodes.sites.block], count, rng)
+        h[:, nodes.sites.members] = rng.permutation(own)
     return h
