@@ -30,8 +30,8 @@ from bayeskernel.problem import Floats, Ints, Problem, problem
 from bayeskernel.tasks import Task
 from bayeskernel.tasks.task import new_patterns
 
-# Draws, and batches of them whose scatter gives the error.
-_DRAWS, _BATCHES = 16384, 4
+# Most draws, and numbers that those of all sites may be; batches of them whose scatter gives the error.
+_DRAWS, _NUMBERS, _BATCHES = 16384, 2**24, 4
 _SEED = 0
 
 
@@ -118,7 +118,7 @@ def extended(saddle: Saddle, joint: Problem) -> Extension:
     if saddle.problem.phi.linear:
         return Extension(_linear(saddle, joint, old), *np.zeros((2, 0, joint.size)))
     rng = np.random.default_rng(_SEED)
-    return _drawn(saddle, joint, old, _training_draws(saddle, _DRAWS // 2, rng), rng)
+    return _drawn(saddle, joint, old, _training_draws(saddle, joint, rng), rng)
 
 
 def extended_saddle(saddle: Saddle, joint: Problem) -> Saddle:
@@ -158,7 +158,7 @@ def predict(saddle: Saddle, joint: Problem) -> Prediction:
     if saddle.problem.phi.linear:
         return _prediction(extended(saddle, joint).C, dual, joint, saddle.problem)
     old, rng = np.flatnonzero(trained_sites(saddle.problem, joint)), np.random.default_rng(_SEED)
-    draws = _training_draws(saddle, _DRAWS // 2, rng)
+    draws = _training_draws(saddle, joint, rng)
     whole, *parts = (
         _prediction(_drawn(saddle, joint, old, some, rng).C, dual, joint, saddle.problem)
         for some in (draws, *np.split(draws, _BATCHES))
@@ -243,8 +243,9 @@ def _drawn(
     return Extension(C, h, follow)
 
 
-def _training_draws(saddle: Saddle, count: int, rng: np.random.Generator) -> Floats:
-    """Equally weighted draws of h at all training sites from q, (count, d); groups are independent."""
+def _training_draws(saddle: Saddle, joint: Problem, rng: np.random.Generator) -> Floats:
+    """Equally weighted draws of h at all training sites from q, (M / 2, d); groups are independent."""
+    count = min(_DRAWS, _NUMBERS // joint.size) // (2 * _BATCHES) * _BATCHES
     h = np.zeros((count, saddle.problem.size))
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
         own = nodes.drawn(law, saddle.K[nodes.sites.block], count, rng)

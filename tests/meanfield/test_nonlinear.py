@@ -251,12 +251,12 @@ def test_linear_predictions_by_sampling():
     gaussian = bk.solve(network, task)
     general = bk.solve(bk.Network(64, lambda h: 1.0 * h, noise=0.5), task)
     exact, sampled = gaussian.predict(new), general.predict(new)
+    # New activities are a regression on those of training: only what they have of their own is random.
+    assert sampled.monte_carlo_error.max() < 1e-10
+    assert sampled.mean == pytest.approx(exact.mean, abs=1e-5)
+    assert sampled.cross_kernel == pytest.approx(exact.cross_kernel, abs=1e-5)
     scale = np.abs(exact.kernel).max()
-    z = (sampled.mean - exact.mean) / sampled.monte_carlo_error
-    assert np.abs(z).max() < 5
-    assert sampled.monte_carlo_error.max() < 0.03
     assert sampled.kernel == pytest.approx(exact.kernel, abs=0.05 * scale)
-    assert sampled.cross_kernel == pytest.approx(exact.cross_kernel, abs=0.03 * scale)
     joint = bk.solve(
         network,
         bk.Task(
