@@ -30,8 +30,10 @@ from bayeskernel.problem import Floats, Ints, Problem, problem
 from bayeskernel.tasks import Task
 from bayeskernel.tasks.task import new_patterns
 
-# Most draws, and numbers that those of all sites may be; batches of them whose scatter gives the error.
-_DRAWS, _NUMBERS, _BATCHES = 16384, 2**24, 4
+# Most draws, and numbers that those of all sites may be.
+_DRAWS, _NUMBERS = 16384, 2**24
+# Fewest and most batches of them, whose scatter gives the error, and pairs of draws in one for each site that they answer for.
+_BATCHES, _PAIRS = (4, 16), 4
 _SEED = 0
 
 
@@ -159,12 +161,13 @@ def predict(saddle: Saddle, joint: Problem) -> Prediction:
         return _prediction(extended(saddle, joint).C, dual, joint, saddle.problem)
     old, rng = np.flatnonzero(trained_sites(saddle.problem, joint)), np.random.default_rng(_SEED)
     draws = _training_draws(saddle, joint, rng)
+    batches = int(np.clip(len(draws) // (_PAIRS * len(old)), *_BATCHES))
     whole, *parts = (
         _prediction(_drawn(saddle, joint, old, some, rng).C, dual, joint, saddle.problem)
-        for some in (draws, *np.split(draws, _BATCHES))
+        for some in (draws, *np.array_split(draws, batches))
     )
     scatter = np.std([part.mean for part in parts], axis=0, ddof=1)
-    return whole._replace(monte_carlo_error=scatter / np.sqrt(_BATCHES))
+    return whole._replace(monte_carlo_error=scatter / np.sqrt(batches))
 
 
 def predict_prior(joint: Problem, trained: Problem) -> Prediction:
@@ -245,7 +248,7 @@ def _drawn(
 
 def _training_draws(saddle: Saddle, joint: Problem, rng: np.random.Generator) -> Floats:
     """Equally weighted draws of h at all training sites from q, (M / 2, d); groups are independent."""
-    count = min(_DRAWS, _NUMBERS // joint.size) // (2 * _BATCHES) * _BATCHES
+    count = min(_DRAWS, _NUMBERS // joint.size) // 2
     h = np.zeros((count, saddle.problem.size))
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
         own = nodes.drawn(law, saddle.K[nodes.sites.block], count, rng)
