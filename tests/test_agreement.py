@@ -13,6 +13,7 @@ from scipy.special import erf
 from scipy.stats import norm
 
 import bayeskernel as bk
+from bayeskernel.inference.convergence import mean_and_error
 from bayeskernel.meanfield.fluctuations import Fluctuations
 from bayeskernel.meanfield.predict import joint_problem
 
@@ -209,6 +210,29 @@ def test_predictions_agree_with_theory(activation, noise):
     error = np.hypot(np.sqrt(1 / (2 * ess.min())), 0.03)
     print("spread", np.round(ratio / error, 2), np.round(ratio, 3))
     assert np.abs(ratio / error).max() < 5
+
+
+@pytest.mark.slow
+def test_predictions_of_many_correlated_sites():
+    """Ten images held out from sixteen (d = 64, moving particles): means, and spread by Wick's law, to docs/calibration."""
+    task, test = (
+        bk.tasks.digits(patterns_per_class=n, start=s).scaled(2.0) for n, s in ((8, 0), (5, 100))
+    )
+    network = bk.Network(1024, "erf", noise=0.3)
+    draws = sampled(
+        0, network, task, keep=("preactivations",), num_warmup=300, num_samples=500, num_chains=2
+    )
+    outputs = bk.predict(jax.random.key(1), draws, network, task, test.inputs)["output"].to_numpy()
+    mean, error, ess = mean_and_error(outputs[..., 0])
+    assert ess.min() > 100
+    theory = bk.solve(network, task)
+    predicted, std = theory.predict(test.inputs), theory.predict_std(test.inputs)[..., 0]
+    z = (mean - predicted.mean[..., 0]) / np.hypot(error, predicted.monte_carlo_error[..., 0])
+    print("means", np.round(z, 1))
+    assert np.abs(z).max() < 5
+    ratio = np.sqrt((std**2).sum(1) / outputs.var((0, 1))[..., 0].sum(1))
+    print("spread", np.round(ratio, 3))
+    assert np.abs(ratio - 1).max() < 0.15
 
 
 @pytest.mark.slow
