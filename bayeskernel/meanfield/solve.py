@@ -187,9 +187,10 @@ class MeanField:
         """Posterior standard deviation of the outputs for new patterns, to leading order.
 
         As `output_std`, around the solution of the task with one new pattern added, without targets. For nonlinear
-        networks of up to 24 correlated sites this solution is converged for every pattern, which takes longer than the
-        first one. For more sites Wick's law stands for it, in a second a pattern: units that saturate spread up to ten
-        percent more on average, and outputs that are nearly certain up to a third less (docs/calibration).
+        networks of up to 24 correlated sites this solution is converged for every pattern, which takes longer than
+        the first one. For more sites Wick's law stands for it, in a second to a few a pattern: units that saturate
+        spread up to ten percent more on average, and outputs that are nearly certain up to a third less
+        (docs/calibration).
 
         Parameters
         ----------
