@@ -266,7 +266,7 @@ class _Outputs:
 def _accurate(saddle: Saddle) -> Saddle:
     """With second derivatives from most particles."""
     nodes = saddle.point.nodes
-    if not any(isinstance(own, Particles) for own in nodes):
+    if all(own.accurate for own in nodes if isinstance(own, Particles)):
         return saddle
     own = tuple(replace(n, accurate=True) if isinstance(n, Particles) else n for n in nodes)
     return Saddle(saddle.problem, saddle.point._replace(nodes=own))

@@ -286,9 +286,9 @@ def particle_motion(
     pulled = phi @ Ct
     curvature = first[:, :, None] * Ct * first[:, None, :]
     curvature[:, np.arange(n), np.arange(n)] += second * pulled
-    zz = weighted[:, pairs.first] * z[:, pairs.second]
+    zz = curvature.reshape(len(z), -1).T @ pairs.products(weighted, z) / pairs.scale
     mean = np.zeros((n, n, r, r))
-    mean[:, :, pairs.first, pairs.second] = (curvature.reshape(len(z), -1).T @ zz).reshape(n, n, -1)
+    mean[:, :, pairs.first, pairs.second] = zz.reshape(n, n, -1)
     mean[:, :, pairs.second, pairs.first] = mean[:, :, pairs.first, pairs.second]
     # To (k, l, k', m) with h_i = root_ik H_kl z_l.
     bend = np.tensordot(root, np.tensordot(root, mean, (0, 1)), (0, 1)).transpose(0, 2, 1, 3)

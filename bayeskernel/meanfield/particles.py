@@ -38,7 +38,7 @@ _LONGEST = 0.75 * np.pi
 _TRANSITIONS, _EQUILIBRATION, _SPACING = 3, 10, 5
 # Least snapshots of the last cloud and those of full size, and how many numbers its statistics may hold.
 _SNAPSHOTS = (4, 44)
-_STATISTICS = 49_000_000
+STATISTICS = 49_000_000
 # Quasi-random points of one estimate of ln Z, and independent scramblings that tell its error.
 _POINTS, _SCRAMBLINGS = 2**15, 16
 # Code is compiled for dimensions padded to one of these.
@@ -110,7 +110,7 @@ class Particles(Drawn):
         mixed = self._moved(law, K, Ct, rng, _EQUILIBRATION, 1)
         n, r = self.sites.spread.shape
         most, (least, enough) = (n * (n + 1) + r * (r + 1)) // 2, _SNAPSHOTS
-        snapshots = int(np.clip(_STATISTICS // (most * len(self.z)), least, times * enough))
+        snapshots = int(np.clip(STATISTICS // (most * len(self.z)), least, times * enough))
         now = mixed.law(K, Ct, symmetric=False)
         return mixed._moved(now, K, Ct, rng, _SPACING, snapshots)
 
@@ -203,12 +203,13 @@ def from_prior(sites: Sites, count: int, rng: np.random.Generator) -> Particles:
 
 
 def from_draws(sites: Sites, h: Floats, K: Floats, Ct: Floats) -> Particles:
-    """Nodes from draws of q, h of shape (M, n), which do not tell ln Z."""
+    """Nodes from draws of q, h of shape (M, n), for second derivatives; they do not tell ln Z."""
     pivots = sites.pivots
     factor = np.linalg.cholesky(K[np.ix_(pivots, pivots)])
     z = solve_triangular(factor, h[:, pivots].T, lower=True).T
     phi = sites.phi.values(h[:, pivots] @ sites.spread.T)
-    return Particles(sites, z, -np.log(len(z)) - tilt(phi, Ct), variance=np.inf)
+    log_weight = -np.log(len(z)) - tilt(phi, Ct)
+    return Particles(sites, z, log_weight, variance=np.inf, accurate=True)
 
 
 def moved(

@@ -22,6 +22,7 @@ from bayeskernel.conditioning import NULL_SHARE, Conditioner
 from bayeskernel.likelihood import dual_targets, mean_output
 from bayeskernel.meanfield.crowd import averages_of_draws
 from bayeskernel.meanfield.laws import SAMPLED, Averages, Gaussian, Law, root
+from bayeskernel.meanfield.particles import STATISTICS
 from bayeskernel.meanfield.prior import closed_form, prior_recursion
 from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
 from bayeskernel.meanfield.sites import groups
@@ -30,8 +31,8 @@ from bayeskernel.problem import Floats, Ints, Problem, problem
 from bayeskernel.tasks import Task
 from bayeskernel.tasks.task import new_patterns
 
-# Most draws, and numbers that those of all sites may be.
-_DRAWS, _NUMBERS = 16384, 2**24
+# Fewest and most draws, of few sites as many as their statistics may be, and numbers that those of all sites may be.
+_DRAWS, _NUMBERS = (2**14, 2**18), 2**24
 # Fewest and most batches of them, whose scatter gives the error, and pairs of draws in one for each site that they answer for.
 _BATCHES, _PAIRS = (4, 16), 4
 _SEED = 0
@@ -248,7 +249,8 @@ def _drawn(
 
 def _training_draws(saddle: Saddle, joint: Problem, rng: np.random.Generator) -> Floats:
     """Equally weighted draws of h at all training sites from q, (M / 2, d); groups are independent."""
-    count = min(_DRAWS, _NUMBERS // joint.size) // 2
+    told = np.clip(STATISTICS // (joint.size * (joint.size + 1)), *_DRAWS)
+    count = int(min(told, _NUMBERS // joint.size)) // 2
     h = np.zeros((count, saddle.problem.size))
     for law, nodes in zip(saddle.laws, saddle.point.nodes, strict=True):
         own = nodes.drawn(law, saddle.K[nodes.sites.block], count, rng)

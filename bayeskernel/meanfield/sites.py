@@ -50,7 +50,11 @@ class Entries(NamedTuple):
 
     def products(self, one: Floats, two: Floats) -> Floats:
         """Scaled entries of the outer products of rows, (M, size) -> (M, n)."""
-        return np.asarray(one[:, self.first] * two[:, self.second] * self.scale)
+        # Entry by entry: rows of many nodes are copied as they lie in memory.
+        out = np.ascontiguousarray(one.T)[self.first]
+        out *= np.ascontiguousarray(two.T)[self.second]
+        out *= self.scale[:, None]
+        return out.T
 
     def chosen(self, keep: NDArray[np.bool_]) -> Entries:
         """Those of the entries that a (size, size) mask holds."""

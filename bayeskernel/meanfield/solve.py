@@ -20,6 +20,7 @@ from bayeskernel.meanfield.crowd import many_correlated_sites
 from bayeskernel.meanfield.fluctuations import FluctuationError, Fluctuations, Leading
 from bayeskernel.meanfield.newton import Newton, Progress, Status
 from bayeskernel.meanfield.predict import Prediction
+from bayeskernel.meanfield.saddle import Saddle
 from bayeskernel.meanfield.spectrum import Outliers
 from bayeskernel.meanfield.starts import extended_point
 from bayeskernel.meanfield.stochastic import CrowdSearch
@@ -186,11 +187,10 @@ class MeanField:
     def predict_std(self, inputs: ArrayLike, width: int | None = None) -> Floats:
         """Posterior standard deviation of the outputs for new patterns, to leading order.
 
-        As `output_std`, around the solution of the task with one new pattern added, without targets. For nonlinear
-        networks of up to 24 correlated sites this solution is converged for every pattern, which takes longer than
-        the first one. For more sites Wick's law stands for it, in a second to a few a pattern: units that saturate
-        spread up to ten percent more on average, and outputs that are nearly certain up to a third less
-        (docs/calibration).
+        As `output_std`, around the solution of the task with one new pattern added, without targets: on draws for up
+        to 24 correlated sites of nonlinear networks, which takes some seconds a pattern, and beyond by Wick's law, in
+        a second to a few: units that saturate spread up to ten percent more on average, and outputs that are nearly
+        certain up to a third less (docs/calibration).
 
         Parameters
         ----------
@@ -212,7 +212,7 @@ class MeanField:
         return np.stack(parts, axis=1) / self._output_scale(width)
 
     def _extended(self, joint: Problem) -> Solution:
-        """The solution of a problem with more patterns; for a few correlated sites converged from draws for all of them."""
+        """The solution of a problem with more patterns, on draws for all of them, or converged from these on a grid."""
         saddle = self._solution.saddle
         if joint.phi.linear or many_correlated_sites(joint):
             return self._solution._replace(saddle=predict.extended_saddle(saddle, joint))
@@ -220,6 +220,9 @@ class MeanField:
         old = predict.trained_sites(saddle.problem, joint)
         Ct[np.ix_(old, old)] = saddle.point.Ct
         start = extended_point(joint, C, Ct, h, symmetric=saddle.point.symmetric)
+        if start.random:
+            start = start._replace(nodes=tuple(nodes.completed() for nodes in start.nodes))
+            return self._solution._replace(saddle=Saddle(joint, start))
         search = Search(joint, _EXTENDED, np.random.default_rng(_SEED))
         # Numbers out of range end in a status.
         with np.errstate(all="ignore"):
