@@ -75,8 +75,8 @@ class Crowd:
         return np.clip((fourth - second**2) / wick, _LEAST, 1.0)
 
     def drawn(self, law: Law, K: Floats, count: int, rng: np.random.Generator) -> Floats:
-        """Some of the particles, (count, n)."""
-        return self._reached(rng.choice(len(self.z), count, replace=False), K)
+        """Some of the particles, all as often where there are not so many, (count, n)."""
+        return self._reached(np.resize(rng.permutation(len(self.z)), count), K)
 
     def flipped(self, signs: Floats) -> Crowd:
         """The particles under h -> signs h."""
