@@ -224,10 +224,13 @@ def _check_memory(
     else:
         argument, instead, draws = "inputs", "fewer patterns, steps or chains", chains.CHUNK
     made_of = f"{num_chains} * {draws:,} draws of {numbers:,} numbers"
-    # Kernel space, where "auto" ends for linear networks, is in float64.
-    kernels = space == "kernels" or (space == "auto" and network.phi.linear and not keep)
-    size = _COPIES * num_chains * draws * numbers * (8 if kernels or double() else 4)
+    size = _COPIES * num_chains * draws * numbers * (8 if _double(space, network, keep) else 4)
     check_memory(argument, made_of, size, instead)
+
+
+def _double(space: str, network: Network, keep: tuple[str, ...]) -> bool:
+    """Whether chains are in float64, as always in kernel space, where "auto" ends for linear networks if nothing is kept."""
+    return double() or space == "kernels" or (space == "auto" and network.phi.linear and not keep)
 
 
 class _Choice(NamedTuple):
@@ -244,7 +247,9 @@ def _choose(space: str, network: Network, task: Task, keep: tuple[str, ...]) -> 
         name, reason = "weights", "weights are to be kept"
     if name != "weights":
         defined = problem(network, task)
-        form = coordinates.coordinates(defined, coordinates.find_pivots(defined))
+        # Which sites are pivots depends on the precision of the chains.
+        with jax.enable_x64(_double(space, network, keep)):
+            form = coordinates.coordinates(defined, coordinates.find_pivots(defined))
         if name == "auto":
             name, reason = _smallest(network, task, form, keep)
     if name == "weights":
