@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bayeskernel.conditioning import NULL_SHARE, Conditioner
 from bayeskernel.likelihood import dual_targets, mean_output
@@ -43,8 +43,8 @@ class Extension(NamedTuple):
 
     Attributes
     ----------
-    C
-        Shape (d', d').
+    C, Ct
+        Shape (d', d'); data do not act on new sites.
     h
         Draws of q, (M, d'); none for linear networks.
     follow
@@ -52,6 +52,7 @@ class Extension(NamedTuple):
     """
 
     C: Floats
+    Ct: Floats
     h: Floats
     follow: Floats
 
@@ -110,26 +111,24 @@ def joint_problem(network: Network, task: Task, new: Floats) -> Problem:
     return problem(network, Task(inputs, np.concatenate([task.targets, unknown], axis=1)))
 
 
-def trained_sites(trained: Problem, joint: Problem) -> NDArray[np.bool_]:
-    """Which sites of a joint problem are those of ``trained``, whose patterns come first. Shape (d',)."""
-    return np.arange(joint.size) % joint.patterns < trained.patterns
+def _trained_sites(trained: Problem, joint: Problem) -> Ints:
+    """The sites of a joint problem that are those of ``trained``, whose patterns come first. Shape (d,)."""
+    return np.flatnonzero(np.arange(joint.size) % joint.patterns < trained.patterns)
 
 
 def extended(saddle: Saddle, joint: Problem) -> Extension:
     """A solution of a problem with more patterns, those of training first."""
-    old = np.flatnonzero(trained_sites(saddle.problem, joint))
     if saddle.problem.phi.linear:
-        return Extension(_linear(saddle, joint, old), *np.zeros((2, 0, joint.size)))
+        none = np.zeros((0, joint.size))
+        return Extension(_linear(saddle, joint), _extended_tilt(saddle, joint), none, none)
     rng = np.random.default_rng(_SEED)
-    return _drawn(saddle, joint, old, _training_draws(saddle, joint, rng), rng)
+    return _drawn(saddle, joint, _training_draws(saddle, joint, rng), rng)
 
 
 def extended_saddle(saddle: Saddle, joint: Problem) -> Saddle:
-    """F around a solution extended to more patterns, which data do not act on, by Wick's laws."""
-    old, known = np.flatnonzero(trained_sites(saddle.problem, joint)), saddle.point
-    C, h, follow = extended(saddle, joint)
-    Ct = np.zeros_like(C)
-    Ct[np.ix_(old, old)] = known.Ct
+    """F around a solution extended to more patterns, by Wick's laws."""
+    old, known = _trained_sites(saddle.problem, joint), saddle.point
+    C, Ct, h, follow = extended(saddle, joint)
     parts = groups(joint, joined=not joint.phi.odd)
     point = Point(C, Ct, tuple(Gaussian(sites) for sites in parts), known.symmetric)
     if joint.phi.linear:
@@ -160,11 +159,11 @@ def predict(saddle: Saddle, joint: Problem) -> Prediction:
     dual = dual_targets(saddle.point.C, saddle.problem)
     if saddle.problem.phi.linear:
         return _prediction(extended(saddle, joint).C, dual, joint, saddle.problem)
-    old, rng = np.flatnonzero(trained_sites(saddle.problem, joint)), np.random.default_rng(_SEED)
+    rng = np.random.default_rng(_SEED)
     draws = _training_draws(saddle, joint, rng)
-    batches = int(np.clip(len(draws) // (_PAIRS * len(old)), *_BATCHES))
+    batches = int(np.clip(len(draws) // (_PAIRS * saddle.problem.size), *_BATCHES))
     whole, *parts = (
-        _prediction(_drawn(saddle, joint, old, some, rng).C, dual, joint, saddle.problem)
+        _prediction(_drawn(saddle, joint, some, rng).C, dual, joint, saddle.problem)
         for some in (draws, *np.array_split(draws, batches))
     )
     scatter = np.std([part.mean for part in parts], axis=0, ddof=1)
@@ -174,7 +173,7 @@ def predict(saddle: Saddle, joint: Problem) -> Prediction:
 def predict_prior(joint: Problem, trained: Problem) -> Prediction:
     """Gaussian-process regression with the prior kernel; training patterns, those of ``trained``, come first."""
     C = prior_recursion(joint)
-    old = trained_sites(trained, joint)
+    old = _trained_sites(trained, joint)
     return _prediction(C, dual_targets(C[np.ix_(old, old)], trained), joint, trained)
 
 
@@ -190,8 +189,9 @@ def _prediction(C: Floats, dual: Floats, joint: Problem, trained: Problem) -> Pr
     )
 
 
-def _linear(saddle: Saddle, joint: Problem, old: Ints) -> Floats:
+def _linear(saddle: Saddle, joint: Problem) -> Floats:
     """C of all sites of a linear network, step by step."""
+    old = _trained_sites(saddle.problem, joint)
     C, B = np.zeros((joint.size, joint.size)), saddle.joined([law.B for law in saddle.laws])
     C[np.ix_(old, old)] = saddle.point.C
     for n in range(joint.nodes):
@@ -203,14 +203,13 @@ def _linear(saddle: Saddle, joint: Problem, old: Ints) -> Floats:
     return C
 
 
-def _drawn(
-    saddle: Saddle, joint: Problem, old: Ints, draws: Floats, rng: np.random.Generator
-) -> Extension:
+def _drawn(saddle: Saddle, joint: Problem, draws: Floats, rng: np.random.Generator) -> Extension:
     """The extension by draws of h at training sites, (M / 2, d).
 
     What activities of new sites have in common with those of trained ones, whose C is known, is taken from draws as a
     regression: their noise in C is not that of the answer. C stays positive.
     """
+    old = _trained_sites(saddle.problem, joint)
     C, follow = np.zeros((joint.size, joint.size)), np.zeros((joint.size, len(old)))
     # Halves repeat so that noise can be antithetic.
     count = 2 * len(draws)
@@ -240,11 +239,18 @@ def _drawn(
         h[:, now] = (gain @ white + new @ fresh).T
         white = np.concatenate([white, fresh])
         activity[:, now] = joint.phi.values(h[:, now])
-        among = activity[:, now].T @ activity / count * even[now]
-        follow[now] = among[:, old] @ whitener.T @ whitener
-        among = (among + follow[now] @ change @ follow.T)[:, met]
+        among = activity[:, now].T @ activity[:, met] / count * even[np.ix_(now, met)]
+        follow[now] = among[:, : len(old)] @ whitener.T @ whitener
+        among += follow[now] @ change @ follow[met].T
         C[np.ix_(now, met)], C[np.ix_(met, now)] = among, among.T
-    return Extension(C, h, follow)
+    return Extension(C, _extended_tilt(saddle, joint), h, follow)
+
+
+def _extended_tilt(saddle: Saddle, joint: Problem) -> Floats:
+    old = _trained_sites(saddle.problem, joint)
+    Ct = np.zeros((joint.size, joint.size))
+    Ct[np.ix_(old, old)] = saddle.point.Ct
+    return Ct
 
 
 def _training_draws(saddle: Saddle, joint: Problem, rng: np.random.Generator) -> Floats:

@@ -216,9 +216,7 @@ class MeanField:
         saddle = self._solution.saddle
         if joint.phi.linear or many_correlated_sites(joint):
             return self._solution._replace(saddle=predict.extended_saddle(saddle, joint))
-        (C, h, _), Ct = predict.extended(saddle, joint), np.zeros((joint.size, joint.size))
-        old = predict.trained_sites(saddle.problem, joint)
-        Ct[np.ix_(old, old)] = saddle.point.Ct
+        C, Ct, h, _ = predict.extended(saddle, joint)
         start = extended_point(joint, C, Ct, h, symmetric=saddle.point.symmetric)
         if start.random:
             start = start._replace(nodes=tuple(nodes.completed() for nodes in start.nodes))
