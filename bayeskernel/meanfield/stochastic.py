@@ -61,6 +61,24 @@ class _State(NamedTuple):
     shift: float = _SOFT
 
 
+class _Window(NamedTuple):
+    """F around the mean of some points, the state after them, and how far the means of their halves lie apart, relative to C."""
+
+    saddle: Saddle
+    state: _State
+    drift: float
+
+    @property
+    def settled(self) -> bool:
+        """Whether stiff directions are in balance, which they may be by chance as long as soft ones drift."""
+        return self.saddle.residual < _BALANCED and self.drift < _LAST
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Less for the better one."""
+        return not self.settled, self.saddle.residual
+
+
 class _Answer(NamedTuple):
     """Where the last step led: F there, the mean that asked for it, the step relative to C, and the residual before it."""
 
@@ -243,18 +261,25 @@ class CrowdSearch(NamedTuple):
     def _averaged(self, state: _State) -> tuple[Saddle, float]:
         """F around a mean point in balance, and the shift of curvatures there.
 
-        Steps by saturating laws leave least, but run away from some solutions. Then others start where they had.
+        Steps by saturating laws mostly leave least, but run away from some solutions and are noisy at others. So one window of
+        each kind, and as many more of the better one as it takes.
         """
-        settled = self._settled(state, self._saturating, _BOLD)
-        if settled is None:
-            settled = self._settled(state, _unsaturated, np.inf)
-        assert settled is not None
-        return settled
+        ways: list[tuple[_Steering, float]] = [(self._saturating, _BOLD), (_unsaturated, np.inf)]
+        windows = list[tuple[_Window, tuple[_Steering, float]]]()
+        for count in range(_MEANS):
+            way = ways[count] if count < len(ways) else min(windows, key=lambda own: own[0].rank)[1]
+            window = self._window(state, *way)
+            if window is None:
+                continue
+            windows.append((window, way))
+            if window.settled:
+                break
+            state = window.state
+        best, _ = min(windows, key=lambda own: own[0].rank)
+        return best.saddle, best.state.shift
 
-    def _settled(
-        self, state: _State, steering: _Steering, longest: float
-    ) -> tuple[Saddle, float] | None:
-        """F around the mean point of a window in which steps did not drift, and the shift; nothing where one is too long."""
+    def _window(self, state: _State, steering: _Steering, longest: float) -> _Window | None:
+        """The mean of points after a while; nothing where one of their steps is too long."""
 
         def stepped(state: _State, sweeps: int) -> _State:
             # Neither soft modes that are none nor bold steps are to hold back those that follow.
@@ -263,23 +288,19 @@ class CrowdSearch(NamedTuple):
         for _ in range(_WINDOW):
             state = stepped(state, 1)
         count = _AVERAGED // _BETWEEN
-        for window in range(_MEANS):
-            # Of C and Ct over both halves of the window.
-            halves, averages = np.zeros((2, 2, *state.point.C.shape)), tuple[Averages, ...]()
-            for step in range(count):
-                state = stepped(state, _BETWEEN)
-                if state.strength > longest:
-                    return None
-                halves[2 * step // count] += np.array([state.point.C, state.point.Ct]) / (count / 2)
-                averages = blended(averages, state.averages, 1 / (step + 1))
-                self._report("average", window * count + step, state.strength)
-            C, Ct = halves.mean(0)
-            point = state.point._replace(C=C, Ct=Ct)
-            saddle = Saddle(self.problem, point, _laws(averages, point))
-            drift = np.linalg.norm(halves[1, 0] - halves[0, 0]) / np.linalg.norm(C)
-            if saddle.residual < _BALANCED and drift < _LAST:
-                break
-        return saddle, state.shift
+        # Of C and Ct over both halves of the window.
+        halves, averages = np.zeros((2, 2, *state.point.C.shape)), tuple[Averages, ...]()
+        for step in range(count):
+            state = stepped(state, _BETWEEN)
+            if state.strength > longest:
+                return None
+            halves[2 * step // count] += np.array([state.point.C, state.point.Ct]) / (count / 2)
+            averages = blended(averages, state.averages, 1 / (step + 1))
+            self._report("average", step, state.strength)
+        C, Ct = halves.mean(0)
+        point = state.point._replace(C=C, Ct=Ct)
+        drift = float(np.linalg.norm(halves[1, 0] - halves[0, 0]) / np.linalg.norm(C))
+        return _Window(Saddle(self.problem, point, _laws(averages, point)), state, drift)
 
     def _measured(self, saddle: Saddle, shift: float) -> _Answer:
         """A step of Newton's method by what sweeps at one point ask for: what noise did to the iteration is left behind.

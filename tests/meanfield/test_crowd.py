@@ -166,17 +166,20 @@ def test_a_coherent_mode_that_saturates_settles(monkeypatch, saturating):
     assert (saddle.residual < stochastic._BALANCED) == saturating
 
 
-def test_steps_that_run_away_are_taken_back(monkeypatch):
-    """The mean is then of other steps, from where they began."""
-
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_steps_that_go_astray_are_left(strength, monkeypatch):
+    """The mean is then of other steps: from where they are, or from where long ones began."""
     stepped = stochastic.CrowdSearch._stepped
 
-    def away(self, state, steering, sweeps=1):
+    def astray(self, state, steering, sweeps=1):
         if steering is stochastic._unsaturated:
             return stepped(self, state, steering, sweeps)
-        return state._replace(point=state.point._replace(C=2 * state.point.C), strength=2.0)
+        if strength < 1:
+            state = stepped(self, state, steering, sweeps)
+        point = state.point._replace(C=(1 + strength / 10) * state.point.C)
+        return state._replace(point=point, strength=strength)
 
-    monkeypatch.setattr(stochastic.CrowdSearch, "_stepped", away)
+    monkeypatch.setattr(stochastic.CrowdSearch, "_stepped", astray)
     search = posed(bk.Network(64, "erf", noise=1.0), TASK, None, 1e-7, 200, None)
     saddle, _ = search._averaged(search._approached(search._prior()))
     assert saddle.residual < stochastic._BALANCED
