@@ -139,7 +139,7 @@ class Newton:
                 gain = 2 * (saddle.reduced_value - trial.reduced_value) / predicted
                 # Close to the solution both decreases drown in the rounding errors of F.
                 if predicted < 1e-11 * (1 + abs(saddle.value)):
-                    gain = 1.0 if trial.residual < 2 * saddle.residual else -1.0
+                    gain = 1.0 if trial.residual < saddle.residual else -1.0
             if gain > 0.75 and length > 0.9 * radius:
                 radius = min(2 * radius, most)
             elif not gain >= 0.25:

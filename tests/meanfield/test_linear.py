@@ -200,6 +200,14 @@ def test_rounding_floor_is_reported(table1_task):
     assert descent.status is not Status.CONVERGED
 
 
+def test_curvatures_that_are_too_small_do_not_make_steps_circle(table1_task, monkeypatch):
+    """As those of a few particles may be: whole steps would then lead 1.2 times as far to the other side."""
+    product = newton.Saddle.product
+    monkeypatch.setattr(newton.Saddle, "product", lambda self, x: product(self, x) / 2.2)
+    theory = bk.solve(bk.Network(64, "linear", noise=0.5), table1_task)
+    assert theory.converged
+
+
 class TestPredict:
     def test_training_patterns_are_reproduced(self, general_task):
         theory = bk.solve(bk.Network(64, "linear", SHARINGS["mixed"]), general_task)
