@@ -18,6 +18,8 @@ from bayeskernel.meanfield.saddle import Point, Saddle
 from bayeskernel.problem import Floats, Problem
 
 Progress = Callable[[str, int, float], None]
+# Terms c x x^T of unit x that are added to a Hessian, as pairs (c, x).
+Corrections = Sequence[tuple[float, Floats]]
 
 # Hessians with up to this many coordinates are made dense.
 DENSE = 600
@@ -213,13 +215,15 @@ def _to_boundary(p: Floats, d: Floats, radius: float) -> float:
     return float((-pd + np.sqrt(max(pd**2 + dd * gap, 0.0))) / dd)
 
 
-def lowest_curvature(
-    saddle: Saddle, corrections: Sequence[tuple[float, Floats]] = ()
-) -> tuple[float, Floats]:
-    """Lowest eigenvalue of the reduced Hessian of 2 F, and its eigenvector in whitened coordinates.
+def corrected_product(saddle: Saddle, y: Floats, corrections: Corrections) -> Floats:
+    """The reduced Hessian of 2 F times y, with corrections."""
+    return sum((c * (x @ y) * x for c, x in corrections), saddle.product(y))
 
-    To the Hessian c x x^T is added for every correction (c, x) of unit x. Beyond `DENSE` coordinates the lowest Ritz
-    pair: to a few percent, and never below the eigenvalue.
+
+def lowest_curvature(saddle: Saddle, corrections: Corrections = ()) -> tuple[float, Floats]:
+    """Lowest eigenvalue of the reduced Hessian of 2 F with corrections, and its eigenvector in whitened coordinates.
+
+    Beyond `DENSE` coordinates the lowest Ritz pair: to a few percent, and never below the eigenvalue.
     """
     if saddle.size <= DENSE:
         hessian = sum((c * np.outer(x, x) for c, x in corrections), saddle.dense()[1])
@@ -229,7 +233,7 @@ def lowest_curvature(
     v = np.random.default_rng(0).standard_normal(saddle.size)
     for _ in range(_KRYLOV):
         basis.append(v / np.linalg.norm(v))
-        v = sum((c * (x @ basis[-1]) * x for c, x in corrections), saddle.product(basis[-1]))
+        v = corrected_product(saddle, basis[-1], corrections)
         diagonal.append(float(v @ basis[-1]))
         for b in basis:
             v = v - (v @ b) * b

@@ -19,7 +19,14 @@ from bayeskernel.meanfield.averaging import MeanTarget, blended
 from bayeskernel.meanfield.branches import NOISY, PUSH, Solution, displaced
 from bayeskernel.meanfield.crowd import PARTICLES, Crowd, from_prior
 from bayeskernel.meanfield.laws import Averages, Law, Wick
-from bayeskernel.meanfield.newton import Progress, Status, lowest_curvature, steihaug
+from bayeskernel.meanfield.newton import (
+    Corrections,
+    Progress,
+    Status,
+    corrected_product,
+    lowest_curvature,
+    steihaug,
+)
 from bayeskernel.meanfield.prior import prior_recursion
 from bayeskernel.meanfield.saddle import Point, Saddle, within_groups
 from bayeskernel.meanfield.sites import groups
@@ -28,16 +35,19 @@ from bayeskernel.problem import Floats, Problem
 # Laws that steer steps, from averages over particles at a point.
 _Steering: TypeAlias = Callable[[tuple[Averages, ...], Point], tuple[Law, ...]]
 
-# Fewest sweeps while the signal is raised, the strength of a step at which it waits, in units of its noise; most sweeps on the
-# way, those of a window: the way is over when steps of one are no shorter than this share of those of the one before.
-_RAISED, _HELD, _APPROACH, _WINDOW, _SHORTER = 24, 6.0, 400, 12, 0.8
-# The share by which a step may change any direction of C, and by which one of Newton's may, which is gone in several.
-_STRONGEST, _BOLD = 0.3, 1.0
+# Fewest sweeps while the signal is raised; most sweeps on the way, those of a window: the way is over when steps of one are no
+# shorter than this share of those of the one before.
+_RAISED, _APPROACH, _WINDOW, _SHORTER = 24, 400, 12, 0.8
+# The share by which a step may change any direction of C, and by which one of Newton's may while points are averaged.
+_STRONGEST, _AWAY = 0.3, 1.0
+# Strength of a step at which the signal waits, and to which one of Newton's is cut, in units of the noise of a sweep: where a
+# kernel jumps, particles that do not keep up with it let it run away.
+_HELD, _BOLD = 6.0, 3.0
 # Largest gain, and sweeps between points that are averaged, whose scatter shifts their mean.
 _GAIN, _BETWEEN = 0.3, 2
 # Sweeps until particles have forgotten where they began, and of a mean point, whose residual must be small and whose halves
 # close: stiff directions are out of balance as long as soft ones drift. Most mean points.
-_SETTLING, _AVERAGED, _BALANCED, _MEANS = 24, 64, 0.02, 6
+_SETTLING, _AVERAGED, _BALANCED, _MEANS = 24, 64, 0.02, 5
 # Sweeps of a batch at the mean point, least and most batches; relative error of the kernel aimed at and accepted, and the
 # longest last step, of which Wick's law knows most, and drift that may be left to it.
 _BATCH, _BATCHES = 4, (12, 96)
@@ -62,7 +72,7 @@ class _State(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """F around the mean of some points, the state after them, and how far the means of their halves lie apart, relative to C."""
+    """F around the mean of some points, the state after them, and how far means of their halves lie apart, relative to C."""
 
     saddle: Saddle
     state: _State
@@ -119,12 +129,12 @@ class CrowdSearch(NamedTuple):
         """The solution that a point leads to, off saddles."""
         for left in reversed(range(_DESCENTS)):
             try:
-                saddle, shift = self._averaged(self._approached(start))
-                curvature, x = self._lowest(saddle)
+                saddle = self._averaged(self._approached(start))
+                curvature, x, corrections = self._lowest(saddle)
                 if curvature < -NOISY and left:
                     start = displaced(saddle, PUSH * x)
                     continue
-                answer = self._measured(saddle, shift)
+                answer = self._measured(saddle, max(0.0, _SOFT - curvature), corrections)
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
             start = answer.saddle.point
@@ -132,8 +142,16 @@ class CrowdSearch(NamedTuple):
                 break
         return self._finished(answer, curvature / 2)
 
-    def _lowest(self, saddle: Saddle) -> tuple[float, Floats]:
-        """The lowest curvature of 2 F and its direction, by Wick's law; by particles where that is negative."""
+    @property
+    def _noise(self) -> float:
+        """Strength of a step that noise of particles alone makes."""
+        return float(np.sqrt(self.problem.size / PARTICLES))
+
+    def _lowest(self, saddle: Saddle) -> tuple[float, Floats, Corrections]:
+        """The lowest curvature of 2 F and its direction, by Wick's law; by particles where that is negative.
+
+        And what they add to curvatures on the way.
+        """
         corrections = list[tuple[float, Floats]]()
         for _ in range(_MEASURED):
             curvature, x = lowest_curvature(saddle, corrections)
@@ -143,7 +161,7 @@ class CrowdSearch(NamedTuple):
             if curvature < -NOISY:
                 break
             corrections.append((curvature - float(x @ saddle.product(x)), x))
-        return curvature, x
+        return curvature, x, corrections
 
     def _curvature(self, saddle: Saddle, x: Floats) -> float:
         """Of 2 F along x, of unit length, from slopes on both sides, where C stays and particles find the Ct that is its."""
@@ -199,17 +217,17 @@ class CrowdSearch(NamedTuple):
         smooth = blended(state.smooth, averages, _GAIN)
         saddle = Saddle(self.problem, point, steering(smooth, point), averages)
         x, shift = _newton_step(saddle, np.sqrt(self.problem.size), state.shift)
-        strength = saddle.strength(x)
-        if strength > _BOLD:
-            x, shift = _BOLD / strength * x, shift + _STIFFENED
+        strength, longest = saddle.strength(x), _BOLD * self._noise
+        if strength > longest:
+            x, shift = longest / strength * x, shift + _STIFFENED
         C, Ct = saddle.target(x, saddle.mismatch + saddle.followed(x))
-        if strength > _BOLD:
+        if strength > longest:
             # A long way is gone in steps, on each of which Ct is to belong to C: slope is left.
             Ct = Ct + saddle.tilt(saddle.reduced_slope + saddle.product(x))
         dCt = Ct - point.Ct
         # Where a tilt comes near K^-1, answers to it have a pole.
         gain = min(
-            _GAIN, _STRONGEST / max(min(strength, _BOLD), saddle.strength(saddle.gathered(dCt)))
+            _GAIN, _STRONGEST / max(min(strength, longest), saddle.strength(saddle.gathered(dCt)))
         )
         point = point._replace(C=point.C + gain * (C - point.C), Ct=point.Ct + gain * dCt)
         return _State(point, smooth, averages, strength, shift)
@@ -217,26 +235,27 @@ class CrowdSearch(NamedTuple):
     def _approached(self, start: Point) -> _State:
         """Steps while the signal is raised, and on until they are as short as their noise."""
         state, strengths, signal = _State(start), list[float](), float(np.any(start.Ct))
-        held = _HELD * np.sqrt(self.problem.size / PARTICLES)
         calm = 0  # sweeps since the signal was raised
         for sweep in range(_APPROACH):
             if signal < 1:
                 # Directions that grow a thousandfold need to be followed.
-                signal = min(1.0, signal + max(0.0, 1 - state.strength / held) / _RAISED)
+                signal = min(
+                    1.0, signal + max(0.0, 1 - state.strength / (_HELD * self._noise)) / _RAISED
+                )
             calm = calm + 1 if signal == 1 else 0
             state = self._scaled(signal)._stepped(state, _unsaturated)
             strengths.append(state.strength)
             self._report("approach", sweep, state.strength)
             before, last = strengths[-2 * _WINDOW : -_WINDOW], strengths[-_WINDOW:]
-            if calm < 2 * _WINDOW or max(last) > _BOLD:
+            if calm < 2 * _WINDOW or max(last) > _BOLD * self._noise:
                 continue
             if np.mean(last) > _SHORTER * np.mean(before):
                 # What bold steps added holds soft directions back.
                 state, added = self._softened(state)
                 if not added:
-                    break
+                    return state
                 calm = 0
-        return state
+        return self._softened(state)[0]
 
     def _softened(self, state: _State) -> tuple[_State, bool]:
         """The state with no more shift than makes its softest direction as stiff as `_SOFT`, and whether there was more."""
@@ -258,17 +277,18 @@ class CrowdSearch(NamedTuple):
             laws.append(law.rounded().saturating(saturation))
         return tuple(laws)
 
-    def _averaged(self, state: _State) -> tuple[Saddle, float]:
-        """F around a mean point in balance, and the shift of curvatures there.
+    def _averaged(self, state: _State) -> Saddle:
+        """F around a mean point in balance.
 
         Steps by saturating laws mostly leave least, but run away from some solutions and are noisy at others. So one window of
-        each kind, and as many more of the better one as it takes.
+        each kind, and more of the better one, each twice as long as the one before: soft directions wander far.
         """
-        ways: list[tuple[_Steering, float]] = [(self._saturating, _BOLD), (_unsaturated, np.inf)]
+        ways: list[tuple[_Steering, float]] = [(self._saturating, _AWAY), (_unsaturated, np.inf)]
         windows = list[tuple[_Window, tuple[_Steering, float]]]()
         for count in range(_MEANS):
             way = ways[count] if count < len(ways) else min(windows, key=lambda own: own[0].rank)[1]
-            window = self._window(state, *way)
+            length = 2 ** max(0, count + 1 - len(ways))
+            window = self._window(state, *way, length)
             if window is None:
                 continue
             windows.append((window, way))
@@ -276,9 +296,11 @@ class CrowdSearch(NamedTuple):
                 break
             state = window.state
         best, _ = min(windows, key=lambda own: own[0].rank)
-        return best.saddle, best.state.shift
+        return best.saddle
 
-    def _window(self, state: _State, steering: _Steering, longest: float) -> _Window | None:
+    def _window(
+        self, state: _State, steering: _Steering, longest: float, length: int
+    ) -> _Window | None:
         """The mean of points after a while; nothing where one of their steps is too long."""
 
         def stepped(state: _State, sweeps: int) -> _State:
@@ -287,7 +309,7 @@ class CrowdSearch(NamedTuple):
 
         for _ in range(_WINDOW):
             state = stepped(state, 1)
-        count = _AVERAGED // _BETWEEN
+        count = length * _AVERAGED // _BETWEEN
         # Of C and Ct over both halves of the window.
         halves, averages = np.zeros((2, 2, *state.point.C.shape)), tuple[Averages, ...]()
         for step in range(count):
@@ -302,7 +324,7 @@ class CrowdSearch(NamedTuple):
         drift = float(np.linalg.norm(halves[1, 0] - halves[0, 0]) / np.linalg.norm(C))
         return _Window(Saddle(self.problem, point, _laws(averages, point)), state, drift)
 
-    def _measured(self, saddle: Saddle, shift: float) -> _Answer:
+    def _measured(self, saddle: Saddle, shift: float, corrections: Corrections) -> _Answer:
         """A step of Newton's method by what sweeps at one point ask for: what noise did to the iteration is left behind.
 
         Its scatter is that of independent particles, with no memory but their own.
@@ -313,7 +335,7 @@ class CrowdSearch(NamedTuple):
         for batch in range(_BATCHES[1]):
             here, averages = self._swept(here, _BATCH)
             asked = Saddle(self.problem, point, laws, averages)
-            x, _ = _newton_step(asked, radius, shift)
+            x, _ = _newton_step(asked, radius, shift, corrections)
             mean.add(*asked.target(x, asked.mismatch + asked.followed(x)), averages)
             self._report("measure", batch, mean.relative_error)
             if batch + 1 >= _BATCHES[0] and mean.relative_error < _ACCURACY:
@@ -364,19 +386,21 @@ def _rounded(laws: tuple[Law, ...]) -> tuple[Law, ...]:
     return tuple(law.rounded() for law in laws if isinstance(law, Wick))
 
 
-def _newton_step(saddle: Saddle, radius: float, shift: float) -> tuple[Floats, float]:
-    """A step of Newton's method where curvatures are raised by a shift, and the shift.
+def _newton_step(
+    saddle: Saddle, radius: float, shift: float, corrections: Corrections = ()
+) -> tuple[Floats, float]:
+    """A step of Newton's method where curvatures are corrected and raised by a shift, and the shift.
 
     Units that saturate answer less than Wick's law says, which may see a saddle at a minimum: where a step finds no end, the
     shift makes all curvatures positive.
     """
 
     def raised(y: Floats) -> Floats:
-        return saddle.product(y) + shift * y
+        return corrected_product(saddle, y, corrections) + shift * y
 
     x, _, length = steihaug(raised, saddle.reduced_slope, radius, share=_SHARE)
     if length > (1 - 1e-6) * radius:
-        shift = max(shift, _CURVED - lowest_curvature(saddle)[0])
+        shift = max(shift, _CURVED - lowest_curvature(saddle, corrections)[0])
         x, _, _ = steihaug(raised, saddle.reduced_slope, radius, share=_SHARE)
     return x, shift
 

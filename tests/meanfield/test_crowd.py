@@ -101,7 +101,7 @@ def test_a_saddle_that_only_wicks_law_sees_is_none(monkeypatch):
     search = posed(bk.Network(512, "erf"), TASK, None, 1e-7, 200, None)
     assert search._lowest(saddle)[0] == pytest.approx(0.4)
     told = iter([1.0, -0.25])
-    curvature, x = search._lowest(saddle)
+    curvature, x, _ = search._lowest(saddle)
     assert curvature == -0.25
     assert abs(x[1]) == pytest.approx(1)
 
@@ -162,7 +162,7 @@ def test_a_coherent_mode_that_saturates_settles(monkeypatch, saturating):
         bk.tasks.digits(patterns_per_class=8, steps=4).scaled(2.0),
     )
     search = posed(network, task, None, 1e-7, 200, None)
-    saddle, _ = search._averaged(search._approached(search._prior()))
+    saddle = search._averaged(search._approached(search._prior()))
     assert (saddle.residual < stochastic._BALANCED) == saturating
 
 
@@ -181,7 +181,7 @@ def test_steps_that_go_astray_are_left(strength, monkeypatch):
 
     monkeypatch.setattr(stochastic.CrowdSearch, "_stepped", astray)
     search = posed(bk.Network(64, "erf", noise=1.0), TASK, None, 1e-7, 200, None)
-    saddle, _ = search._averaged(search._approached(search._prior()))
+    saddle = search._averaged(search._approached(search._prior()))
     assert saddle.residual < stochastic._BALANCED
 
 
@@ -204,7 +204,7 @@ def test_a_mean_of_points_that_drift_does_not_count(drift, windows, monkeypatch)
     search = posed(bk.Network(64, "erf", noise=1.0), TASK, None, 1e-7, 200, None)
     state = search._approached(search._prior())
     monkeypatch.setattr(stochastic.CrowdSearch, "_stepped", drifting)
-    saddle, _ = search._averaged(state)
+    saddle = search._averaged(state)
     assert saddle.residual < stochastic._BALANCED
     assert len(real) == windows * count
 
@@ -235,7 +235,7 @@ def test_a_last_step_leaves_what_noise_shifts(monkeypatch):
     off = displaced(saddle, 0.3 * lowest_curvature(saddle)[1])
     saddle = Saddle(search.problem, off, saddle.laws)
     monkeypatch.setattr(stochastic, "_BATCHES", (16, 96))  # 64 sweeps at least
-    answer = search._measured(saddle, 0.0)
+    answer = search._measured(saddle, 0.0, ())
     error = np.linalg.norm(answer.mean.error)
     assert np.linalg.norm(off.C - target) > 8 * error
     assert np.linalg.norm(answer.saddle.point.C - target) < 3 * error
