@@ -97,10 +97,9 @@ class _Answer(NamedTuple):
     step: float
     residual: float
 
-    def solved(self, accuracy: float) -> bool:
-        """Whether it is a solution to some relative error."""
-        accurate = self.mean.relative_error < accuracy and self.step < _LAST
-        return accurate and self.residual < _BALANCED
+    def accurate(self, accuracy: float) -> bool:
+        """Whether it is known to some relative error, and the step no longer than Wick's law is good for."""
+        return self.mean.relative_error < accuracy and self.step < _LAST
 
 
 class CrowdSearch(NamedTuple):
@@ -129,18 +128,20 @@ class CrowdSearch(NamedTuple):
         """The solution that a point leads to, off saddles."""
         for left in reversed(range(_DESCENTS)):
             try:
-                saddle = self._averaged(self._approached(start))
+                window = self._averaged(self._approached(start))
+                saddle = window.saddle
                 curvature, x, corrections = self._lowest(saddle)
                 if curvature < -NOISY and left:
                     start = displaced(saddle, PUSH * x)
                     continue
                 answer = self._measured(saddle, max(0.0, _SOFT - curvature), corrections)
+                settled = window.settled
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
             start = answer.saddle.point
-            if answer.solved(_ACCURACY if left else _ACCEPTED):
+            if settled and answer.accurate(_ACCURACY if left else _ACCEPTED):
                 break
-        return self._finished(answer, curvature / 2)
+        return self._finished(answer, curvature / 2, settled)
 
     @property
     def _noise(self) -> float:
@@ -219,7 +220,7 @@ class CrowdSearch(NamedTuple):
         x, shift = _newton_step(saddle, np.sqrt(self.problem.size), state.shift)
         strength, longest = saddle.strength(x), _BOLD * self._noise
         if strength > longest:
-            x, shift = longest / strength * x, shift + _STIFFENED
+            x, shift = longest / strength * x, shift + _STIFFENED * longest
         C, Ct = saddle.target(x, saddle.mismatch + saddle.followed(x))
         if strength > longest:
             # A long way is gone in steps, on each of which Ct is to belong to C: slope is left.
@@ -277,7 +278,7 @@ class CrowdSearch(NamedTuple):
             laws.append(law.rounded().saturating(saturation))
         return tuple(laws)
 
-    def _averaged(self, state: _State) -> Saddle:
+    def _averaged(self, state: _State) -> _Window:
         """F around a mean point in balance.
 
         Steps by saturating laws mostly leave least, but run away from some solutions and are noisy at others. So one window of
@@ -296,7 +297,7 @@ class CrowdSearch(NamedTuple):
                 break
             state = window.state
         best, _ = min(windows, key=lambda own: own[0].rank)
-        return best.saddle
+        return best
 
     def _window(
         self, state: _State, steering: _Steering, longest: float, length: int
@@ -348,7 +349,7 @@ class CrowdSearch(NamedTuple):
         answer = Saddle(self.problem, point._replace(C=C), there)
         return _Answer(answer, mean, step, saddle.residual)
 
-    def _finished(self, answer: _Answer, curvature: float) -> Solution:
+    def _finished(self, answer: _Answer, curvature: float, settled: bool) -> Solution:
         saddle, nan = answer.saddle, float("nan")
         start = saddle.point
         signs = canonical_signs(self.problem.tensor(start.C), self.problem.symmetry)
@@ -361,7 +362,7 @@ class CrowdSearch(NamedTuple):
             curvature,
             answer.mean.error,
             nan,
-            Status.CONVERGED if answer.solved(_ACCEPTED) else Status.MAX_STEPS,
+            Status.CONVERGED if settled and answer.accurate(_ACCEPTED) else Status.MAX_STEPS,
             start,
         )
 

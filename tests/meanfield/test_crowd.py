@@ -162,7 +162,7 @@ def test_a_coherent_mode_that_saturates_settles(monkeypatch, saturating):
         bk.tasks.digits(patterns_per_class=8, steps=4).scaled(2.0),
     )
     search = posed(network, task, None, 1e-7, 200, None)
-    saddle = search._averaged(search._approached(search._prior()))
+    saddle = search._averaged(search._approached(search._prior())).saddle
     assert (saddle.residual < stochastic._BALANCED) == saturating
 
 
@@ -176,12 +176,12 @@ def test_steps_that_go_astray_are_left(strength, monkeypatch):
             return stepped(self, state, steering, sweeps)
         if strength < 1:
             state = stepped(self, state, steering, sweeps)
-        point = state.point._replace(C=(1 + strength / 10) * state.point.C)
+        point = state.point._replace(C=1.02 * state.point.C)
         return state._replace(point=point, strength=strength)
 
     monkeypatch.setattr(stochastic.CrowdSearch, "_stepped", astray)
     search = posed(bk.Network(64, "erf", noise=1.0), TASK, None, 1e-7, 200, None)
-    saddle = search._averaged(search._approached(search._prior()))
+    saddle = search._averaged(search._approached(search._prior())).saddle
     assert saddle.residual < stochastic._BALANCED
 
 
@@ -204,7 +204,7 @@ def test_a_mean_of_points_that_drift_does_not_count(drift, windows, monkeypatch)
     search = posed(bk.Network(64, "erf", noise=1.0), TASK, None, 1e-7, 200, None)
     state = search._approached(search._prior())
     monkeypatch.setattr(stochastic.CrowdSearch, "_stepped", drifting)
-    saddle = search._averaged(state)
+    saddle = search._averaged(state).saddle
     assert saddle.residual < stochastic._BALANCED
     assert len(real) == windows * count
 
