@@ -38,11 +38,11 @@ _Steering: TypeAlias = Callable[[tuple[Averages, ...], Point], tuple[Law, ...]]
 # Fewest sweeps while the signal is raised; most sweeps on the way, those of a window: the way is over when steps of one are no
 # shorter than this share of those of the one before.
 _RAISED, _APPROACH, _WINDOW, _SHORTER = 24, 400, 12, 0.8
-# The share by which a step may change any direction of C, and by which one of Newton's may while points are averaged.
-_STRONGEST, _AWAY = 0.3, 1.0
-# Strength of a step at which the signal waits, and to which one of Newton's is cut, in units of the noise of a sweep: where a
-# kernel jumps, particles that do not keep up with it let it run away.
-_HELD, _BOLD = 6.0, 3.0
+# The share by which a step may change any direction of C, and by which one of Newton's may, which is gone in several.
+_STRONGEST, _BOLD = 0.3, 1.0
+# Strength of a step at which the signal waits, and to which others are cut where bold ones lead nowhere, in units of the noise
+# of a sweep; and curvature that bold ones reckon with when they do.
+_HELD, _CAREFUL, _LOST = 6.0, 3.0, 50.0
 # Largest gain, and sweeps between points that are averaged, whose scatter shifts their mean.
 _GAIN, _BETWEEN = 0.3, 2
 # Sweeps until particles have forgotten where they began, and of a mean point, whose residual must be small and whose halves
@@ -58,17 +58,22 @@ _SHARE = 0.003
 # step; and least curvature that a step reckons with once it found none.
 _SOFT, _STIFFENED, _CURVED = 0.1, 0.02, 0.2
 # Averages off saddles, or until one is accurate; and directions along which particles tell the curvature at each.
-_DESCENTS, _MEASURED = 6, 6
+_DESCENTS, _MEASURED = 4, 6
 
 
 class _State(NamedTuple):
-    """Of the iteration: the point, running and last averages of its groups, strength of the last step, shift of curvatures."""
+    """Of the iteration.
+
+    The point, running and last averages of its groups, strength of the last step, shift of curvatures, and the strength to
+    which steps are cut.
+    """
 
     point: Point
     smooth: tuple[Averages, ...] = ()
     averages: tuple[Averages, ...] = ()
     strength: float = 0.0
     shift: float = _SOFT
+    longest: float = _BOLD
 
 
 class _Window(NamedTuple):
@@ -218,7 +223,7 @@ class CrowdSearch(NamedTuple):
         smooth = blended(state.smooth, averages, _GAIN)
         saddle = Saddle(self.problem, point, steering(smooth, point), averages)
         x, shift = _newton_step(saddle, np.sqrt(self.problem.size), state.shift)
-        strength, longest = saddle.strength(x), _BOLD * self._noise
+        strength, longest = saddle.strength(x), state.longest
         if strength > longest:
             x, shift = longest / strength * x, shift + _STIFFENED * longest
         C, Ct = saddle.target(x, saddle.mismatch + saddle.followed(x))
@@ -231,11 +236,18 @@ class CrowdSearch(NamedTuple):
             _GAIN, _STRONGEST / max(min(strength, longest), saddle.strength(saddle.gathered(dCt)))
         )
         point = point._replace(C=point.C + gain * (C - point.C), Ct=point.Ct + gain * dCt)
-        return _State(point, smooth, averages, strength, shift)
+        return _State(point, smooth, averages, strength, shift, longest)
 
     def _approached(self, start: Point) -> _State:
+        """Where bold steps lead; or careful ones, as a jump to another kernel runs away from particles that do not keep up."""
+        try:
+            return self._led(_State(start))
+        except np.linalg.LinAlgError:
+            return self._led(_State(start, longest=_CAREFUL * self._noise))
+
+    def _led(self, state: _State) -> _State:
         """Steps while the signal is raised, and on until they are as short as their noise."""
-        state, strengths, signal = _State(start), list[float](), float(np.any(start.Ct))
+        strengths, signal = list[float](), float(np.any(state.point.Ct))
         calm = 0  # sweeps since the signal was raised
         for sweep in range(_APPROACH):
             if signal < 1:
@@ -245,10 +257,12 @@ class CrowdSearch(NamedTuple):
                 )
             calm = calm + 1 if signal == 1 else 0
             state = self._scaled(signal)._stepped(state, _unsaturated)
+            if state.shift > _LOST:
+                raise np.linalg.LinAlgError("steps lead nowhere")
             strengths.append(state.strength)
             self._report("approach", sweep, state.strength)
             before, last = strengths[-2 * _WINDOW : -_WINDOW], strengths[-_WINDOW:]
-            if calm < 2 * _WINDOW or max(last) > _BOLD * self._noise:
+            if calm < 2 * _WINDOW or max(last) > state.longest:
                 continue
             if np.mean(last) > _SHORTER * np.mean(before):
                 # What bold steps added holds soft directions back.
@@ -284,7 +298,7 @@ class CrowdSearch(NamedTuple):
         Steps by saturating laws mostly leave least, but run away from some solutions and are noisy at others. So one window of
         each kind, and more of the better one, each twice as long as the one before: soft directions wander far.
         """
-        ways: list[tuple[_Steering, float]] = [(self._saturating, _AWAY), (_unsaturated, np.inf)]
+        ways: list[tuple[_Steering, float]] = [(self._saturating, _BOLD), (_unsaturated, np.inf)]
         windows = list[tuple[_Window, tuple[_Steering, float]]]()
         for count in range(_MEANS):
             way = ways[count] if count < len(ways) else min(windows, key=lambda own: own[0].rank)[1]

@@ -185,6 +185,22 @@ def test_steps_that_go_astray_are_left(strength, monkeypatch):
     assert saddle.residual < stochastic._BALANCED
 
 
+def test_careful_steps_follow_where_bold_ones_lead_nowhere(monkeypatch):
+    """They then reckon with curvatures that no solution has, as in `match_to_sample` at three times the signal."""
+    stepped = stochastic.CrowdSearch._stepped
+
+    def lost(self, state, steering, sweeps=1):
+        bold = state.longest == stochastic._BOLD
+        state = stepped(self, state, steering, sweeps)
+        return state._replace(shift=100.0) if bold else state
+
+    monkeypatch.setattr(stochastic.CrowdSearch, "_stepped", lost)
+    search = posed(bk.Network(64, "erf", noise=1.0), TASK, None, 1e-7, 200, None)
+    state = search._approached(search._prior())
+    assert state.longest < stochastic._BOLD
+    assert state.shift < 1
+
+
 @pytest.mark.parametrize(("drift", "windows"), [(0.0, 1), (0.02, 2)])
 def test_a_mean_of_points_that_drift_does_not_count(drift, windows, monkeypatch):
     """Where halves of a window are 2 % apart its mean may be in balance; another window follows."""
@@ -240,7 +256,7 @@ def test_a_last_step_leaves_what_noise_shifts(monkeypatch):
     assert np.linalg.norm(off.C - target) > 8 * error
     assert np.linalg.norm(answer.saddle.point.C - target) < 3 * error
     assert answer.step > stochastic._LAST
-    assert not answer.solved(1.0)
+    assert not answer.accurate(1.0)
 
 
 def test_an_iteration_that_leaves_the_domain_says_so(monkeypatch):
