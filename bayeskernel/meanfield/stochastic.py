@@ -34,6 +34,8 @@ from bayeskernel.problem import Floats, Problem
 
 # Laws that steer steps, from averages over particles at a point.
 _Steering: TypeAlias = Callable[[tuple[Averages, ...], Point], tuple[Law, ...]]
+# Such laws, and the strength of a step by them that is too long.
+_Way: TypeAlias = tuple[_Steering, float]
 
 # Fewest sweeps while the signal is raised; most sweeps on the way, those of a window: the way is over when steps of one are no
 # shorter than this share of those of the one before.
@@ -46,8 +48,8 @@ _HELD, _CAREFUL, _LOST = 6.0, 3.0, 50.0
 # Largest gain, and sweeps between points that are averaged, whose scatter shifts their mean.
 _GAIN, _BETWEEN = 0.3, 2
 # Sweeps until particles have forgotten where they began, and of a mean point, whose residual must be small and whose halves
-# close: stiff directions are out of balance as long as soft ones drift. Most mean points.
-_SETTLING, _AVERAGED, _BALANCED, _MEANS = 24, 64, 0.02, 5
+# close: stiff directions are out of balance as long as soft ones drift. Lengths of its windows, in units of that, until one is.
+_SETTLING, _AVERAGED, _BALANCED, _LENGTHS = 24, 64, 0.02, (1, 1, 2, 4, 8)
 # Sweeps of a batch at the mean point, least and most batches; relative error of the kernel aimed at and accepted, and the
 # longest last step, of which Wick's law knows most, and drift that may be left to it.
 _BATCH, _BATCHES = 4, (12, 96)
@@ -77,34 +79,35 @@ class _State(NamedTuple):
 
 
 class _Window(NamedTuple):
-    """F around the mean of some points, the state after them, and how far means of their halves lie apart, relative to C."""
+    """F around the mean of some points, how far means of their halves lie apart, relative to C, and the state after them."""
 
     saddle: Saddle
-    state: _State
     drift: float
+    state: _State
+    way: _Way
 
     @property
     def settled(self) -> bool:
         """Whether stiff directions are in balance, which they may be by chance as long as soft ones drift."""
         return self.saddle.residual < _BALANCED and self.drift < _LAST
 
-    @property
     def rank(self) -> tuple[bool, float]:
         """Less for the better one."""
         return not self.settled, self.saddle.residual
 
 
 class _Answer(NamedTuple):
-    """Where the last step led: F there, the mean that asked for it, the step relative to C, and the residual before it."""
+    """Where the last step led: F there, the mean that asked for it, the step relative to C, and the window before it."""
 
     saddle: Saddle
     mean: MeanTarget
     step: float
-    residual: float
+    window: _Window
 
-    def accurate(self, accuracy: float) -> bool:
-        """Whether it is known to some relative error, and the step no longer than Wick's law is good for."""
-        return self.mean.relative_error < accuracy and self.step < _LAST
+    def solved(self, accuracy: float) -> bool:
+        """Whether it is a solution to some relative error."""
+        accurate = self.mean.relative_error < accuracy and self.step < _LAST
+        return accurate and self.window.settled
 
 
 class CrowdSearch(NamedTuple):
@@ -134,19 +137,17 @@ class CrowdSearch(NamedTuple):
         for left in reversed(range(_DESCENTS)):
             try:
                 window = self._averaged(self._approached(start))
-                saddle = window.saddle
-                curvature, x, corrections = self._lowest(saddle)
+                curvature, x, corrections = self._lowest(window.saddle)
                 if curvature < -NOISY and left:
-                    start = displaced(saddle, PUSH * x)
+                    start = displaced(window.saddle, PUSH * x)
                     continue
-                answer = self._measured(saddle, max(0.0, _SOFT - curvature), corrections)
-                settled = window.settled
+                answer = self._measured(window, _lacking(curvature), corrections)
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
             start = answer.saddle.point
-            if settled and answer.accurate(_ACCURACY if left else _ACCEPTED):
+            if answer.solved(_ACCURACY if left else _ACCEPTED):
                 break
-        return self._finished(answer, curvature / 2, settled)
+        return self._finished(answer, curvature / 2)
 
     @property
     def _noise(self) -> float:
@@ -248,13 +249,12 @@ class CrowdSearch(NamedTuple):
     def _led(self, state: _State) -> _State:
         """Steps while the signal is raised, and on until they are as short as their noise."""
         strengths, signal = list[float](), float(np.any(state.point.Ct))
+        held = _HELD * self._noise
         calm = 0  # sweeps since the signal was raised
         for sweep in range(_APPROACH):
             if signal < 1:
                 # Directions that grow a thousandfold need to be followed.
-                signal = min(
-                    1.0, signal + max(0.0, 1 - state.strength / (_HELD * self._noise)) / _RAISED
-                )
+                signal = min(1.0, signal + max(0.0, 1 - state.strength / held) / _RAISED)
             calm = calm + 1 if signal == 1 else 0
             state = self._scaled(signal)._stepped(state, _unsaturated)
             if state.shift > _LOST:
@@ -275,7 +275,7 @@ class CrowdSearch(NamedTuple):
     def _softened(self, state: _State) -> tuple[_State, bool]:
         """The state with no more shift than makes its softest direction as stiff as `_SOFT`, and whether there was more."""
         saddle = Saddle(self.problem, state.point, _unsaturated(state.smooth, state.point))
-        shift = max(0.0, _SOFT - lowest_curvature(saddle)[0])
+        shift = _lacking(lowest_curvature(saddle)[0])
         return state._replace(shift=shift), state.shift > shift + _SOFT
 
     def _saturating(self, averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...]:
@@ -298,25 +298,22 @@ class CrowdSearch(NamedTuple):
         Steps by saturating laws mostly leave least, but run away from some solutions and are noisy at others. So one window of
         each kind, and more of the better one, each twice as long as the one before: soft directions wander far.
         """
-        ways: list[tuple[_Steering, float]] = [(self._saturating, _BOLD), (_unsaturated, np.inf)]
-        windows = list[tuple[_Window, tuple[_Steering, float]]]()
-        for count in range(_MEANS):
-            way = ways[count] if count < len(ways) else min(windows, key=lambda own: own[0].rank)[1]
-            length = 2 ** max(0, count + 1 - len(ways))
-            window = self._window(state, *way, length)
+        ways: list[_Way] = [(self._saturating, _BOLD), (_unsaturated, np.inf)]
+        windows = list[_Window]()
+        for length in _LENGTHS:
+            way = ways.pop(0) if ways else min(windows, key=_Window.rank).way
+            window = self._window(state, way, length)
             if window is None:
                 continue
-            windows.append((window, way))
+            windows.append(window)
             if window.settled:
                 break
             state = window.state
-        best, _ = min(windows, key=lambda own: own[0].rank)
-        return best
+        return min(windows, key=_Window.rank)
 
-    def _window(
-        self, state: _State, steering: _Steering, longest: float, length: int
-    ) -> _Window | None:
+    def _window(self, state: _State, way: _Way, length: int) -> _Window | None:
         """The mean of points after a while; nothing where one of their steps is too long."""
+        steering, longest = way
 
         def stepped(state: _State, sweeps: int) -> _State:
             # Neither soft modes that are none nor bold steps are to hold back those that follow.
@@ -337,15 +334,15 @@ class CrowdSearch(NamedTuple):
         C, Ct = halves.mean(0)
         point = state.point._replace(C=C, Ct=Ct)
         drift = float(np.linalg.norm(halves[1, 0] - halves[0, 0]) / np.linalg.norm(C))
-        return _Window(Saddle(self.problem, point, _laws(averages, point)), state, drift)
+        return _Window(Saddle(self.problem, point, _laws(averages, point)), drift, state, way)
 
-    def _measured(self, saddle: Saddle, shift: float, corrections: Corrections) -> _Answer:
+    def _measured(self, window: _Window, shift: float, corrections: Corrections) -> _Answer:
         """A step of Newton's method by what sweeps at one point ask for: what noise did to the iteration is left behind.
 
         Its scatter is that of independent particles, with no memory but their own.
         """
-        point = here = saddle.point
-        laws = _rounded(saddle.laws)
+        point = here = window.saddle.point
+        laws = _rounded(window.saddle.laws)
         mean, radius = MeanTarget(self.problem.size), np.sqrt(self.problem.size)
         for batch in range(_BATCHES[1]):
             here, averages = self._swept(here, _BATCH)
@@ -361,9 +358,9 @@ class CrowdSearch(NamedTuple):
         # Between independent groups C is the product of means.
         C = np.where(within_groups(point), point.C, Saddle(self.problem, point, there).average)
         answer = Saddle(self.problem, point._replace(C=C), there)
-        return _Answer(answer, mean, step, saddle.residual)
+        return _Answer(answer, mean, step, window)
 
-    def _finished(self, answer: _Answer, curvature: float, settled: bool) -> Solution:
+    def _finished(self, answer: _Answer, curvature: float) -> Solution:
         saddle, nan = answer.saddle, float("nan")
         start = saddle.point
         signs = canonical_signs(self.problem.tensor(start.C), self.problem.symmetry)
@@ -372,11 +369,11 @@ class CrowdSearch(NamedTuple):
         return Solution(
             saddle,
             nan,
-            answer.residual,
+            answer.window.saddle.residual,
             curvature,
             answer.mean.error,
             nan,
-            Status.CONVERGED if settled and answer.accurate(_ACCEPTED) else Status.MAX_STEPS,
+            Status.CONVERGED if answer.solved(_ACCEPTED) else Status.MAX_STEPS,
             start,
         )
 
@@ -399,6 +396,11 @@ def _unsaturated(averages: tuple[Averages, ...], point: Point) -> tuple[Law, ...
 def _rounded(laws: tuple[Law, ...]) -> tuple[Law, ...]:
     """Wick's laws, for steps."""
     return tuple(law.rounded() for law in laws if isinstance(law, Wick))
+
+
+def _lacking(curvature: float) -> float:
+    """What a curvature lacks of `_SOFT`."""
+    return max(0.0, _SOFT - curvature)
 
 
 def _newton_step(

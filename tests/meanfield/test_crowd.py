@@ -156,7 +156,7 @@ def test_a_coherent_mode_that_saturates_settles(monkeypatch, saturating):
     if not saturating:
         monkeypatch.setattr(crowd.Crowd, "saturation", lambda _, law, K: np.ones_like(K))
     monkeypatch.setattr(stochastic, "_AVERAGED", 16)
-    monkeypatch.setattr(stochastic, "_MEANS", 1)
+    monkeypatch.setattr(stochastic, "_LENGTHS", (1,))
     network, task = (
         bk.Network(64, "erf", noise=0.3),
         bk.tasks.digits(patterns_per_class=8, steps=4).scaled(2.0),
@@ -251,17 +251,17 @@ def test_a_last_step_leaves_what_noise_shifts(monkeypatch):
     off = displaced(saddle, 0.3 * lowest_curvature(saddle)[1])
     saddle = Saddle(search.problem, off, saddle.laws)
     monkeypatch.setattr(stochastic, "_BATCHES", (16, 96))  # 64 sweeps at least
-    answer = search._measured(saddle, 0.0, ())
+    answer = search._measured(stochastic._Window(saddle, 0.0, None, None), 0.0, ())
     error = np.linalg.norm(answer.mean.error)
     assert np.linalg.norm(off.C - target) > 8 * error
     assert np.linalg.norm(answer.saddle.point.C - target) < 3 * error
     assert answer.step > stochastic._LAST
-    assert not answer.accurate(1.0)
+    assert not answer.solved(1.0)
 
 
 def test_an_iteration_that_leaves_the_domain_says_so(monkeypatch):
     monkeypatch.setattr(stochastic, "_DESCENTS", 1)
-    monkeypatch.setattr(stochastic, "_MEANS", 1)
+    monkeypatch.setattr(stochastic, "_LENGTHS", (1,))
     task = bk.tasks.endpoint(2 * np.eye(4), [400.0, 400.0, -400.0, -400.0], 4)
     theory = bk.solve(bk.Network(64, "relu", noise=0.01), task)
     assert not theory.converged
@@ -332,7 +332,7 @@ def test_a_step_makes_all_curvatures_positive_where_it_finds_no_end():
 def test_kernels_out_of_balance_or_not_accurate_are_not_converged(monkeypatch, bound):
     monkeypatch.setattr(stochastic, bound, 1e-9)
     monkeypatch.setattr(stochastic, "_DESCENTS", 1)
-    monkeypatch.setattr(stochastic, "_MEANS", 1)
+    monkeypatch.setattr(stochastic, "_LENGTHS", (1,))
     theory = bk.solve(bk.Network(64, "erf", noise=1.0), TASK)
     assert theory.result is Status.MAX_STEPS
     assert np.isfinite(theory.kernel).all()
