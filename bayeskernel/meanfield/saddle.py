@@ -139,6 +139,8 @@ class Stationarity:
 
     def joined(self, blocks: list[Floats]) -> Floats:
         """A (d, d) matrix from its blocks of all groups."""
+        if len(blocks) == 1:
+            return blocks[0]
         out = np.zeros_like(self.K)
         for block, part in zip(self._blocks, blocks, strict=True):
             out[block] = part
@@ -279,8 +281,8 @@ class Saddle(Stationarity):
     def _stiff(self, dC: Floats, dK: Floats) -> Floats:
         """The change of 2 dF/dC with dC at fixed Ct, shape (d, d)."""
         stiff = [law.stiffened(dK[b]) for law, b in zip(self.laws, self._blocks, strict=True)]
-        out = -self.problem.fed_back(self.joined(stiff))
-        return out + self._stiffness(dC) if self.problem.mean_field else out
+        data = self._stiffness(dC) if self.problem.mean_field else 0.0
+        return data - self.problem.fed_back(self.joined(stiff))
 
     @cached_property
     def _stiffness(self) -> Stiffness:

@@ -96,8 +96,11 @@ class Sites(NamedTuple):
     fed: slice
 
     @property
-    def block(self) -> tuple[NDArray[np.int64], ...]:
+    def block(self) -> tuple[slice | Ints, ...]:
         """Index of the group's block in (d, d) matrices."""
+        first, last = self.members[0], self.members[-1]
+        if last - first + 1 == len(self.members):  # neighbours, whose block needs no copy
+            return (slice(first, last + 1),) * 2
         return np.ix_(self.members, self.members)
 
     def completed(self) -> Sites:
