@@ -34,6 +34,8 @@ from bayeskernel.problem import Floats, Problem
 
 # Laws that steer steps, from averages over particles at a point.
 _Steering: TypeAlias = Callable[[tuple[Averages, ...], Point], tuple[Law, ...]]
+# Such laws, and the strength of a step by them that is too long.
+_Way: TypeAlias = tuple[_Steering, float]
 
 # Fewest sweeps while the signal is raised; most sweeps on the way, those of a window: the way is over when steps of one are no
 # shorter than this share of those of the one before.
@@ -47,16 +49,16 @@ _HELD, _CAREFUL, _LOST = 6.0, 3.0, 50.0
 _GAIN, _BETWEEN = 0.3, 2
 # Sweeps until particles have forgotten where they began, and of a mean point, whose residual must be small and whose halves
 # close: stiff directions are out of balance as long as soft ones drift. Lengths of its windows, in units of that, until one is.
-_SETTLING, _AVERAGED, _BALANCED, _LENGTHS = 24, 64, 0.02, (1, 1, 1, 2, 4, 8)
+_SETTLING, _AVERAGED, _BALANCED, _LENGTHS = 24, 64, 0.02, (1, 1, 2, 4, 8)
 # Sweeps of a batch at the mean point, least and most batches; relative error of the kernel aimed at and accepted, and the
 # longest last step, of which Wick's law knows most, and drift that may be left to it.
 _BATCH, _BATCHES = 4, (12, 96)
 _ACCURACY, _ACCEPTED, _LAST = 0.008, 0.015, 0.01
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
-# Curvatures are raised by this, as Wick's law may see too little where units saturate; by so much more with every bold step;
-# by so much where steps overshoot all the same; and least curvature that a step reckons with once it found none.
-_SOFT, _STIFFENED, _STIFF, _CURVED = 0.1, 0.02, 1.0, 0.2
+# Curvatures are raised by this, as Wick's law may see too little where units saturate, and by so much more with every bold
+# step; and least curvature that a step reckons with once it found none.
+_SOFT, _STIFFENED, _CURVED = 0.1, 0.02, 0.2
 # Averages off saddles, or until one is accurate; and directions along which particles tell the curvature at each.
 _DESCENTS, _MEASURED = 4, 6
 
@@ -76,31 +78,13 @@ class _State(NamedTuple):
     longest: float = _BOLD
 
 
-class _Way(NamedTuple):
-    """Of steps: laws that steer them, the strength of one that is too long, and what curvatures are raised by."""
-
-    steering: _Steering
-    longest: float
-    shift: float
-
-    @property
-    def stiff(self) -> bool:
-        """Whether its steps fall short of those of Wick's law."""
-        return self.shift >= _STIFF
-
-
 class _Window(NamedTuple):
-    """F around the mean of some points, half of what means of their halves differ by, the state after them, and their way."""
+    """F around the mean of some points, how far means of their halves lie apart, relative to C, and the state after them."""
 
     saddle: Saddle
-    scatter: Floats
+    drift: float
     state: _State
     way: _Way
-
-    @property
-    def drift(self) -> float:
-        """How far means of both halves lie apart, relative to C."""
-        return float(2 * np.linalg.norm(self.scatter) / np.linalg.norm(self.saddle.point.C))
 
     @property
     def settled(self) -> bool:
@@ -124,12 +108,6 @@ class _Answer(NamedTuple):
         """Whether it is a solution to some relative error."""
         accurate = self.mean.relative_error < accuracy and self.step < _LAST
         return accurate and self.window.settled
-
-    @property
-    def error(self) -> Floats:
-        """Of C, (d, d); stiff steps leave that of the mean before them."""
-        own, before = self.mean.error, self.window.scatter
-        return np.hypot(own, before) if self.window.way.stiff else own
 
 
 class CrowdSearch(NamedTuple):
@@ -163,8 +141,7 @@ class CrowdSearch(NamedTuple):
                 if curvature < -NOISY and left:
                     start = displaced(window.saddle, PUSH * x)
                     continue
-                shift = window.way.shift if window.way.stiff else _lacking(curvature)
-                answer = self._measured(window, shift, corrections)
+                answer = self._measured(window, _lacking(curvature), corrections)
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
             start = answer.saddle.point
@@ -318,33 +295,29 @@ class CrowdSearch(NamedTuple):
     def _averaged(self, state: _State) -> _Window:
         """F around a mean point in balance.
 
-        Steps by saturating laws mostly leave least, but run away from some solutions and are noisy at others. By Wick's laws
-        they overshoot where particles find curvatures far above, unless these are raised, which holds them back elsewhere. So
-        one window of each kind, and more of the best one, each twice as long as the one before: soft directions wander far.
+        Steps by saturating laws mostly leave least, but run away from some solutions and are noisy at others. So one window of
+        each kind, and more of the better one, each twice as long as the one before: soft directions wander far.
         """
-        ways = [
-            _Way(self._saturating, _BOLD, state.shift),
-            _Way(_unsaturated, np.inf, state.shift),
-            _Way(_unsaturated, np.inf, state.shift + _STIFF),
-        ]
+        ways: list[_Way] = [(self._saturating, _BOLD), (_unsaturated, np.inf)]
         windows = list[_Window]()
         for length in _LENGTHS:
-            best = None if ways else min(windows, key=_Window.rank)
-            begin, way = (best.state, best.way) if best else (state, ways.pop(0))
-            window = self._window(begin, way, length)
-            if window is not None:
-                windows.append(window)
-                if window.settled:
-                    break
+            way = ways.pop(0) if ways else min(windows, key=_Window.rank).way
+            window = self._window(state, way, length)
+            if window is None:
+                continue
+            windows.append(window)
+            if window.settled:
+                break
+            state = window.state
         return min(windows, key=_Window.rank)
 
     def _window(self, state: _State, way: _Way, length: int) -> _Window | None:
         """The mean of points after a while; nothing where one of their steps is too long."""
-        steering, longest, shift = way
+        steering, longest = way
 
         def stepped(state: _State, sweeps: int) -> _State:
             # Neither soft modes that are none nor bold steps are to hold back those that follow.
-            return self._stepped(state._replace(shift=shift), steering, sweeps)
+            return self._stepped(state, steering, sweeps)._replace(shift=state.shift)
 
         for _ in range(_WINDOW):
             state = stepped(state, 1)
@@ -360,8 +333,8 @@ class CrowdSearch(NamedTuple):
             self._report("average", step, state.strength)
         C, Ct = halves.mean(0)
         point = state.point._replace(C=C, Ct=Ct)
-        scatter = np.abs(halves[1, 0] - halves[0, 0]) / 2
-        return _Window(Saddle(self.problem, point, _laws(averages, point)), scatter, state, way)
+        drift = float(np.linalg.norm(halves[1, 0] - halves[0, 0]) / np.linalg.norm(C))
+        return _Window(Saddle(self.problem, point, _laws(averages, point)), drift, state, way)
 
     def _measured(self, window: _Window, shift: float, corrections: Corrections) -> _Answer:
         """A step of Newton's method by what sweeps at one point ask for: what noise did to the iteration is left behind.
@@ -398,7 +371,7 @@ class CrowdSearch(NamedTuple):
             nan,
             answer.window.saddle.residual,
             curvature,
-            answer.error,
+            answer.mean.error,
             nan,
             Status.CONVERGED if answer.solved(_ACCEPTED) else Status.MAX_STEPS,
             start,
