@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +34,7 @@ class MeanTarget:
         """One more batch."""
         self._C.append(C.astype(np.float32))
         self._sum += np.array([C, Ct])
-        self.error = _error_of_mean(self._C)
+        self.error = error_of_mean(np.array(self._C))
         self.averages = blended(self.averages, averages, 1 / len(self._C))
         self.C, self.Ct = self._sum / len(self._C)
 
@@ -53,9 +51,9 @@ def blended(
     return jax.tree.map(lambda a, b: a + share * (b - a), old or new, new)
 
 
-def _error_of_mean(batches: Sequence[NDArray[np.float32]]) -> Floats:
-    """Largest standard error of each entry of the mean that batches of some length give, (d, d)."""
-    values: NDArray[np.floating] = np.array(batches)
+def error_of_mean(batches: NDArray[np.float32]) -> Floats:
+    """Largest standard error of each entry of the mean that batches of some length give; (b, d, d) -> (d, d)."""
+    values: NDArray[np.floating] = batches
     errors = list[Floats]()
     while len(values) >= 3:
         errors.append(values.std(0, ddof=1, dtype=np.float64) / np.sqrt(len(values)))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from bayeskernel.gauge import canonical_signs
-from bayeskernel.meanfield.averaging import MeanTarget, blended
+from bayeskernel.meanfield.averaging import MeanTarget, blended, error_of_mean
 from bayeskernel.meanfield.branches import NOISY, PUSH, Solution, displaced
 from bayeskernel.meanfield.crowd import PARTICLES, Crowd, from_prior
 from bayeskernel.meanfield.laws import Averages, Law, Wick
@@ -34,8 +34,6 @@ from bayeskernel.problem import Floats, Problem
 
 # Laws that steer steps, from averages over particles at a point.
 _Steering: TypeAlias = Callable[[tuple[Averages, ...], Point], tuple[Law, ...]]
-# Such laws, and the strength of a step by them that is too long.
-_Way: TypeAlias = tuple[_Steering, float]
 
 # Fewest sweeps while the signal is raised; most sweeps on the way, those of a window: the way is over when steps of one are no
 # shorter than this share of those of the one before.
@@ -45,8 +43,9 @@ _STRONGEST, _BOLD = 0.3, 1.0
 # Strength of a step at which the signal waits, and to which others are cut where bold ones lead nowhere, in units of the noise
 # of a sweep; and curvature that bold ones reckon with when they do.
 _HELD, _CAREFUL, _LOST = 6.0, 3.0, 50.0
-# Largest gain, and sweeps between points that are averaged, whose scatter shifts their mean.
-_GAIN, _BETWEEN = 0.3, 2
+# Largest gain, and sweeps between points that are averaged, whose scatter shifts their mean; and how many are one of those
+# means whose scatter is the error of the whole.
+_GAIN, _BETWEEN, _MERGED = 0.3, 2, 4
 # Sweeps until particles have forgotten where they began, and of a mean point, whose residual must be small and whose halves
 # close: stiff directions are out of balance as long as soft ones drift. Lengths of its windows, in units of that, until one is.
 _SETTLING, _AVERAGED, _BALANCED, _LENGTHS = 24, 64, 0.02, (1, 1, 2, 4, 8)
@@ -57,8 +56,9 @@ _ACCURACY, _ACCEPTED, _LAST = 0.008, 0.015, 0.01
 # Share of the slope that a step may leave: soft directions, whose slope is small beside the noise of others, must not wait.
 _SHARE = 0.003
 # Curvatures are raised by this, as Wick's law may see too little where units saturate, and by so much more with every bold
-# step; and least curvature that a step reckons with once it found none.
-_SOFT, _STIFFENED, _CURVED = 0.1, 0.02, 0.2
+# step; and least curvature that a step reckons with once it found none. Raised by as much as the last, what Wick's law takes
+# for soft is as stiff as particles find it.
+_SOFT, _STIFFENED, _CURVED, _STIFF = 0.1, 0.02, 0.2, 1.0
 # Averages off saddles, or until one is accurate; and directions along which particles tell the curvature at each.
 _DESCENTS, _MEASURED = 4, 6
 
@@ -78,11 +78,23 @@ class _State(NamedTuple):
     longest: float = _BOLD
 
 
+class _Way(NamedTuple):
+    """How steps of a window are made: by which laws, curvatures raised at least by how much, and what step is too long."""
+
+    steering: _Steering
+    shift: float
+    longest: float
+
+
 class _Window(NamedTuple):
-    """F around the mean of some points, how far means of their halves lie apart, relative to C, and the state after them."""
+    """F around the mean of some points, how far means of their halves lie apart, relative to C, and the state after them.
+
+    And the error of the mean that a last step leaves: none of it where curvatures are not raised, and else at most all.
+    """
 
     saddle: Saddle
     drift: float
+    error: Floats
     state: _State
     way: _Way
 
@@ -97,17 +109,18 @@ class _Window(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """Where the last step led: F there, the mean that asked for it, the step relative to C, and the window before it."""
+    """Where the last step led: F there, the error of C, the step relative to C, and the window before it."""
 
     saddle: Saddle
-    mean: MeanTarget
+    error: Floats
     step: float
     window: _Window
 
-    def solved(self, accuracy: float) -> bool:
-        """Whether it is a solution to some relative error."""
-        accurate = self.mean.relative_error < accuracy and self.step < _LAST
-        return accurate and self.window.settled
+    @property
+    def solved(self) -> bool:
+        """Whether it is a solution, well enough known."""
+        error = np.linalg.norm(self.error) / np.linalg.norm(self.saddle.point.C)
+        return bool(error < _ACCEPTED) and self.step < _LAST and self.window.settled
 
 
 class CrowdSearch(NamedTuple):
@@ -141,11 +154,12 @@ class CrowdSearch(NamedTuple):
                 if curvature < -NOISY and left:
                     start = displaced(window.saddle, PUSH * x)
                     continue
-                answer = self._measured(window, _lacking(curvature), corrections)
+                shift = max(window.way.shift, _lacking(curvature))
+                answer = self._measured(window, shift, corrections)
             except (np.linalg.LinAlgError, ValueError):
                 return self._failed(start)
             start = answer.saddle.point
-            if answer.solved(_ACCURACY if left else _ACCEPTED):
+            if answer.solved:
                 break
         return self._finished(answer, curvature / 2)
 
@@ -295,10 +309,11 @@ class CrowdSearch(NamedTuple):
     def _averaged(self, state: _State) -> _Window:
         """F around a mean point in balance.
 
-        Steps by saturating laws mostly leave least, but run away from some solutions and are noisy at others. So one window of
-        each kind, and more of the better one, each twice as long as the one before: soft directions wander far.
+        Steps by saturating laws mostly leave least, but are noisy at some solutions and run away from others. There those with
+        curvatures raised do not, slow as they are. So one window of each kind, and more of the better one, each twice as long
+        as the one before: soft directions wander far.
         """
-        ways: list[_Way] = [(self._saturating, _BOLD), (_unsaturated, np.inf)]
+        ways = [_Way(self._saturating, 0.0, _BOLD), _Way(_unsaturated, _STIFF, np.inf)]
         windows = list[_Window]()
         for length in _LENGTHS:
             way = ways.pop(0) if ways else min(windows, key=_Window.rank).way
@@ -313,28 +328,33 @@ class CrowdSearch(NamedTuple):
 
     def _window(self, state: _State, way: _Way, length: int) -> _Window | None:
         """The mean of points after a while; nothing where one of their steps is too long."""
-        steering, longest = way
+        soft, shift = state.shift, max(state.shift, way.shift)
 
         def stepped(state: _State, sweeps: int) -> _State:
             # Neither soft modes that are none nor bold steps are to hold back those that follow.
-            return self._stepped(state, steering, sweeps)._replace(shift=state.shift)
+            return self._stepped(state, way.steering, sweeps)._replace(shift=shift)
 
+        state = state._replace(shift=shift)
         for _ in range(_WINDOW):
             state = stepped(state, 1)
         count = length * _AVERAGED // _BETWEEN
-        # Of C and Ct over both halves of the window.
-        halves, averages = np.zeros((2, 2, *state.point.C.shape)), tuple[Averages, ...]()
+        # Of a few points each, C, and of all of them Ct.
+        C = np.zeros((count // _MERGED, *state.point.C.shape), np.float32)
+        Ct, averages = np.zeros_like(state.point.Ct), tuple[Averages, ...]()
         for step in range(count):
             state = stepped(state, _BETWEEN)
-            if state.strength > longest:
+            if state.strength > way.longest:
                 return None
-            halves[2 * step // count] += np.array([state.point.C, state.point.Ct]) / (count / 2)
+            C[step // _MERGED] += state.point.C / _MERGED
+            Ct += state.point.Ct / count
             averages = blended(averages, state.averages, 1 / (step + 1))
             self._report("average", step, state.strength)
-        C, Ct = halves.mean(0)
-        point = state.point._replace(C=C, Ct=Ct)
-        drift = float(np.linalg.norm(halves[1, 0] - halves[0, 0]) / np.linalg.norm(C))
-        return _Window(Saddle(self.problem, point, _laws(averages, point)), drift, state, way)
+        one, two = (half.mean(0, dtype=np.float64) for half in np.split(C, 2))
+        point = state.point._replace(C=(one + two) / 2, Ct=Ct)
+        drift = float(np.linalg.norm(two - one) / np.linalg.norm(point.C))
+        error = error_of_mean(C) if way.shift else np.zeros_like(Ct)
+        saddle = Saddle(self.problem, point, _laws(averages, point))
+        return _Window(saddle, drift, error, state._replace(shift=soft), way)
 
     def _measured(self, window: _Window, shift: float, corrections: Corrections) -> _Answer:
         """A step of Newton's method by what sweeps at one point ask for: what noise did to the iteration is left behind.
@@ -358,7 +378,7 @@ class CrowdSearch(NamedTuple):
         # Between independent groups C is the product of means.
         C = np.where(within_groups(point), point.C, Saddle(self.problem, point, there).average)
         answer = Saddle(self.problem, point._replace(C=C), there)
-        return _Answer(answer, mean, step, window)
+        return _Answer(answer, np.hypot(mean.error, window.error), step, window)
 
     def _finished(self, answer: _Answer, curvature: float) -> Solution:
         saddle, nan = answer.saddle, float("nan")
@@ -371,9 +391,9 @@ class CrowdSearch(NamedTuple):
             nan,
             answer.window.saddle.residual,
             curvature,
-            answer.mean.error,
+            answer.error,
             nan,
-            Status.CONVERGED if answer.solved(_ACCEPTED) else Status.MAX_STEPS,
+            Status.CONVERGED if answer.solved else Status.MAX_STEPS,
             start,
         )
 
