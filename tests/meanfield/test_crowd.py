@@ -251,12 +251,47 @@ def test_a_last_step_leaves_what_noise_shifts(monkeypatch):
     off = displaced(saddle, 0.3 * lowest_curvature(saddle)[1])
     saddle = Saddle(search.problem, off, saddle.laws)
     monkeypatch.setattr(stochastic, "_BATCHES", (16, 96))  # 64 sweeps at least
-    answer = search._measured(stochastic._Window(saddle, 0.0, None, None), 0.0, ())
-    error = np.linalg.norm(answer.mean.error)
+    window = stochastic._Window(saddle, 0.0, np.zeros_like(target), None, None)
+    answer = search._measured(window, 0.0, ())
+    error = np.linalg.norm(answer.error)
     assert np.linalg.norm(off.C - target) > 8 * error
     assert np.linalg.norm(answer.saddle.point.C - target) < 3 * error
     assert answer.step > stochastic._LAST
-    assert not answer.solved(1.0)
+    assert not answer.solved
+
+
+def test_a_last_step_leaves_the_error_of_a_mean_of_stiff_steps():
+    """Scatter of their points tells how far two such means lie apart; a full step leaves none of it."""
+    windows = []
+    for key in range(2):
+        search = posed(bk.Network(64, "erf", noise=1.0), TASK, jax.random.key(key), 1e-7, 200, None)
+        state = search._approached(search._prior())
+        way = stochastic._Way(stochastic._unsaturated, stochastic._STIFF, np.inf)
+        windows.append(search._window(state, way, 1))
+    one, two = windows
+    expected = np.linalg.norm(np.hypot(one.error, two.error))
+    assert 0.4 < np.linalg.norm(one.saddle.point.C - two.saddle.point.C) / expected < 2.5
+    assert one.state.shift == state.shift < stochastic._STIFF
+    answer = search._measured(two, stochastic._STIFF, ())
+    assert np.all(answer.error > two.error)
+    soft = search._window(state, way._replace(shift=0.0), 1)
+    assert not np.any(soft.error)
+
+
+@pytest.mark.slow
+def test_stiff_steps_where_bold_ones_run_away(monkeypatch):
+    """Curvatures that Wick's law takes for soft are not; to 1 %, as docs/calibration says."""
+    monkeypatch.setattr(crowd, "_MOST_STATISTICS", 300)
+    network = bk.Network(1024, "erf", noise=1.0)
+    task = bk.tasks.context_decision(stimulus=2, steps=5, response=1).scaled(2.0)
+    one, two = (bk.solve(network, task, jax.random.key(k)) for k in range(2))
+    assert_agree(one, two, 0.01)
+    posterior = bk.sample(
+        jax.random.key(3), network, task, num_warmup=500, num_samples=1000, num_chains=2, progress=False
+    )  # fmt: skip
+    cmp = bk.compare(posterior, one)
+    print(f"{cmp.verdict} Distance {cmp.frobenius_error:.4f}")
+    assert cmp.frobenius_error < 0.01
 
 
 def test_an_iteration_that_leaves_the_domain_says_so(monkeypatch):
