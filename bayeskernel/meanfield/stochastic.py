@@ -334,10 +334,10 @@ class CrowdSearch(NamedTuple):
             # Neither soft modes that are none nor bold steps are to hold back those that follow.
             return self._stepped(state, way.steering, sweeps)._replace(shift=shift)
 
-        state = state._replace(shift=shift)
-        for _ in range(_WINDOW):
+        state, count = state._replace(shift=shift), length * _AVERAGED // _BETWEEN
+        # Raised curvatures make soft directions slow.
+        for _ in range(count if way.shift else _WINDOW):
             state = stepped(state, 1)
-        count = length * _AVERAGED // _BETWEEN
         # Of a few points each, C, and of all of them Ct.
         C = np.zeros((count // _MERGED, *state.point.C.shape), np.float32)
         Ct, averages = np.zeros_like(state.point.Ct), tuple[Averages, ...]()
