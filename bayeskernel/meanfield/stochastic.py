@@ -59,7 +59,7 @@ _SHARE = 0.003
 # step; and least curvature that a step reckons with once it found none. Raised by as much as the last, what Wick's law takes
 # for soft is as stiff as particles find it.
 _SOFT, _STIFFENED, _CURVED, _STIFF = 0.1, 0.02, 0.2, 1.0
-# Averages off saddles, or until one is accurate; and directions along which particles tell the curvature at each.
+# Averages off saddles, or until one leads to a solution; and directions along which particles tell the curvature at each.
 _DESCENTS, _MEASURED = 4, 6
 
 
@@ -328,13 +328,13 @@ class CrowdSearch(NamedTuple):
 
     def _window(self, state: _State, way: _Way, length: int) -> _Window | None:
         """The mean of points after a while; nothing where one of their steps is too long."""
-        soft, shift = state.shift, max(state.shift, way.shift)
+        soft, count = state.shift, length * _AVERAGED // _BETWEEN
 
         def stepped(state: _State, sweeps: int) -> _State:
             # Neither soft modes that are none nor bold steps are to hold back those that follow.
-            return self._stepped(state, way.steering, sweeps)._replace(shift=shift)
+            raised = state._replace(shift=max(soft, way.shift))
+            return self._stepped(raised, way.steering, sweeps)
 
-        state, count = state._replace(shift=shift), length * _AVERAGED // _BETWEEN
         # Raised curvatures make soft directions slow.
         for _ in range(count if way.shift else _WINDOW):
             state = stepped(state, 1)
