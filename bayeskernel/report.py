@@ -274,6 +274,7 @@ def _chains(cmp: Comparison) -> _Rows:
     order = cmp.diagnosis.table
     if not cmp.networks:
         order = order.sort_values("r_hat", ascending=False)
+        order.insert(0, "r_hat", order.pop("r_hat"))
     return _rows(order[:_MOST_ROWS], "quantity", [str(i) for i in order.index[:_MOST_ROWS]])
 
 
