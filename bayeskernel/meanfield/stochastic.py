@@ -3,7 +3,7 @@ r"""How are hundreds of correlated sites solved for? With moments of moving part
 With the averages of a sweep (see `crowd`) the point makes a damped step of Newton's method on Wick's law, exact for linear phi
 and right up to fourth cumulants for others: stochastic approximation in which stiff directions are treated implicitly. Noise
 shifts the mean of its points to second order, and hides in it as slow modes. So a last step is made from that mean, by what
-particles say while it stays where it is; the scatter of batches is its error.
+particles say while it stays where it is; its scatter and that of the points before it are errors, and so is the step itself.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _STRONGEST, _BOLD = 0.3, 1.0
 # Strength of a step at which the signal waits, and to which others are cut where bold ones lead nowhere, in units of the noise
 # of a sweep; and curvature that bold ones reckon with when they do.
 _HELD, _CAREFUL, _LOST = 6.0, 3.0, 50.0
-# Largest gain; that of a last window where curvatures are raised, and its length, as noise shifts the mean of points in
-# proportion. Sweeps between points that are averaged; and how many are one of those means whose scatter is an error.
-_GAIN, _CALM, _LONG, _BETWEEN, _MERGED = 0.3, 0.1, 4, 2, 4
+# Largest gain, and sweeps between points that are averaged, whose scatter shifts their mean; and how many are one of those
+# means whose scatter is the error of the whole.
+_GAIN, _BETWEEN, _MERGED = 0.3, 2, 4
 # Sweeps until particles have forgotten where they began, and of a mean point, whose residual must be small and whose halves
 # close: stiff directions are out of balance as long as soft ones drift. Lengths of its windows, in units of that, until one is.
 _SETTLING, _AVERAGED, _BALANCED, _LENGTHS = 24, 64, 0.02, (1, 1, 2, 4, 8)
@@ -66,8 +66,8 @@ _DESCENTS, _MEASURED = 4, 6
 class _State(NamedTuple):
     """Of the iteration.
 
-    The point, running and last averages of its groups, strength of the last step, shift of curvatures, the strength to which
-    steps are cut, and the share of them that is gone.
+    The point, running and last averages of its groups, strength of the last step, shift of curvatures, and the strength to
+    which steps are cut.
     """
 
     point: Point
@@ -76,15 +76,13 @@ class _State(NamedTuple):
     strength: float = 0.0
     shift: float = _SOFT
     longest: float = _BOLD
-    gain: float = _GAIN
 
 
 class _Way(NamedTuple):
-    """How steps of a window are made: by which laws, how much curvatures are raised, their gain, and which are too long."""
+    """How steps of a window are made: by which laws, curvatures raised at least by how much, and what step is too long."""
 
     steering: _Steering
     shift: float
-    gain: float
     longest: float
 
 
@@ -111,7 +109,7 @@ class _Window(NamedTuple):
 
 
 class _Answer(NamedTuple):
-    """Where the last step led: F there, the error of C, the step that was made relative to C, and the window before it."""
+    """Where the last step led: F there, the error of C, the step relative to C, and the window before it."""
 
     saddle: Saddle
     error: Floats
@@ -237,7 +235,7 @@ class CrowdSearch(NamedTuple):
     def _stepped(self, state: _State, steering: _Steering, sweeps: int = 1) -> _State:
         """Sweeps, and a share of the step of Newton's method that their averages ask for by some laws."""
         point, averages = self._swept(state.point, sweeps)
-        smooth = blended(state.smooth, averages, state.gain)
+        smooth = blended(state.smooth, averages, _GAIN)
         saddle = Saddle(self.problem, point, steering(smooth, point), averages)
         x, shift = _newton_step(saddle, np.sqrt(self.problem.size), state.shift)
         strength, longest = saddle.strength(x), state.longest
@@ -249,10 +247,11 @@ class CrowdSearch(NamedTuple):
             Ct = Ct + saddle.tilt(saddle.reduced_slope + saddle.product(x))
         dCt = Ct - point.Ct
         # Where a tilt comes near K^-1, answers to it have a pole.
-        most = max(min(strength, longest), saddle.strength(saddle.gathered(dCt)))
-        gain = min(state.gain, _STRONGEST / most)
+        gain = min(
+            _GAIN, _STRONGEST / max(min(strength, longest), saddle.strength(saddle.gathered(dCt)))
+        )
         point = point._replace(C=point.C + gain * (C - point.C), Ct=point.Ct + gain * dCt)
-        return _State(point, smooth, averages, strength, shift, longest, state.gain)
+        return _State(point, smooth, averages, strength, shift, longest)
 
     def _approached(self, start: Point) -> _State:
         """Where bold steps lead; or careful ones, as a jump to another kernel runs away from particles that do not keep up."""
@@ -312,13 +311,9 @@ class CrowdSearch(NamedTuple):
 
         Steps by saturating laws mostly leave least, but are noisy at some solutions and run away from others. There those with
         curvatures raised do not, slow as they are. So one window of each kind, and more of the better one, each twice as long
-        as the one before: soft directions wander far. Where curvatures are raised no step follows that leaves behind what noise
-        shifts, but a window of smaller steps.
+        as the one before: soft directions wander far.
         """
-        ways = [
-            _Way(self._saturating, 0.0, _GAIN, _BOLD),
-            _Way(_unsaturated, _STIFF, _GAIN, np.inf),
-        ]
+        ways = [_Way(self._saturating, 0.0, _BOLD), _Way(_unsaturated, _STIFF, np.inf)]
         windows = list[_Window]()
         for length in _LENGTHS:
             way = ways.pop(0) if ways else min(windows, key=_Window.rank).way
@@ -329,10 +324,7 @@ class CrowdSearch(NamedTuple):
             if window.settled:
                 break
             state = window.state
-        best = min(windows, key=_Window.rank)
-        if best.settled and best.way.shift:
-            return self._window(best.state, best.way._replace(gain=_CALM), _LONG) or best
-        return best
+        return min(windows, key=_Window.rank)
 
     def _window(self, state: _State, way: _Way, length: int) -> _Window | None:
         """The mean of points after a while; nothing where one of their steps is too long."""
@@ -340,7 +332,7 @@ class CrowdSearch(NamedTuple):
 
         def stepped(state: _State, sweeps: int) -> _State:
             # Neither soft modes that are none nor bold steps are to hold back those that follow.
-            raised = state._replace(shift=max(soft, way.shift), gain=way.gain)
+            raised = state._replace(shift=max(soft, way.shift))
             return self._stepped(raised, way.steering, sweeps)
 
         # Raised curvatures make soft directions slow.
@@ -380,18 +372,15 @@ class CrowdSearch(NamedTuple):
             if batch + 1 >= _BATCHES[0] and mean.relative_error < _ACCURACY:
                 break
         # What Wick's law has wrong of a curvature is of its order, and so is what it leaves of a step.
-        step = mean.C - point.C
-        error = np.sqrt(mean.error**2 + window.error**2 + step**2)
-        point, length = here, 0.0
-        # Where curvatures had to be raised it knows too little of them for more than an error.
-        if not window.way.shift:
-            point = point._replace(C=mean.C, Ct=mean.Ct)
-            length = float(np.linalg.norm(step) / np.linalg.norm(mean.C))
+        left = mean.C - point.C
+        step = float(np.linalg.norm(left) / np.linalg.norm(mean.C))
+        error = np.sqrt(mean.error**2 + window.error**2 + left**2)
+        point = here._replace(C=mean.C, Ct=mean.Ct)
         there = _laws(mean.averages, point)
         # Between independent groups C is the product of means.
         C = np.where(within_groups(point), point.C, Saddle(self.problem, point, there).average)
         answer = Saddle(self.problem, point._replace(C=C), there)
-        return _Answer(answer, error, length, window)
+        return _Answer(answer, error, step, window)
 
     def _finished(self, answer: _Answer, curvature: float) -> Solution:
         saddle, nan = answer.saddle, float("nan")
