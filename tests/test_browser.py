@@ -97,7 +97,7 @@ def picture(page, tmp_path, *flags):
     return matplotlib.image.imread(io.BytesIO((tmp_path / "page.png").read_bytes()))[..., :3]
 
 
-@pytest.mark.parametrize("width", [1440, 1200, 500])
+@pytest.mark.parametrize("width", [1440, 1280, 1200, 500])
 def test_page_is_whole_and_fits(page, width, tmp_path):
     found = facts(page, width, tmp_path)
     assert len(found["figures"]) >= 8

@@ -276,6 +276,8 @@ def test_a_last_step_leaves_the_error_of_a_mean_of_stiff_steps():
     answer = search._measured(two, stochastic._STIFF, ())
     step = answer.saddle.point.C - two.saddle.point.C
     assert np.all(answer.error**2 > two.error**2 + step**2)
+    soft = search._window(state, way._replace(shift=0.0), 1)
+    assert np.all(soft.error > 0)
 
 
 @pytest.mark.slow
