@@ -38,6 +38,12 @@ def bounded_compiled_code() -> Iterator[None]:
         jax.clear_caches()
 
 
+@pytest.fixture
+def own_compiled_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For processes that are killed or run out of disk: what they leave half written, no other test may read."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "compiled"))
+
+
 class Done(NamedTuple):
     """What a command left behind."""
 

@@ -199,6 +199,7 @@ np.save(sys.argv[2], draws["posterior"]["kernel"].to_numpy())
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_compiled_code")
 @pytest.mark.parametrize("kills", [1, 10])
 def test_kills_at_random_moments(kills, tmp_path):
     def written(folder):

@@ -152,6 +152,7 @@ np.save(sys.argv[2], trained["trace"]["norm"].to_numpy())
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("own_compiled_code")
 def test_kills_at_random_moments(tmp_path):
     def written(folder):
         return sum(path.stat().st_mtime_ns for path in folder.glob("chain-*/state"))

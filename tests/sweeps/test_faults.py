@@ -98,6 +98,7 @@ def _sweep_that_waits(folder):
     run(folder)
 
 
+@pytest.mark.usefixtures("own_compiled_code")
 @pytest.mark.parametrize(
     "stop",
     [
@@ -120,6 +121,7 @@ def test_a_run_that_is_stopped_goes_on(undisturbed, tmp_path, stop):
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("own_compiled_code")
 def test_a_full_disk_is_said_and_what_was_written_is_intact(undisturbed, tmp_path):
     # Files of samples are larger than those of theory; none of them fits.
     code = (
